@@ -1,0 +1,36 @@
+"""jcl: continual and online learning for language models in JAX."""
+
+from jcl.core import (
+    Strategy,
+    chain,
+    cosine,
+    lift,
+    only,
+    per_task,
+    periodically,
+    scheduled,
+    strategy,
+)
+from jcl.errors import InputError
+from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
+from jcl.strategies import ewc, replay
+
+__all__ = [
+    "InputError",
+    "Learner",
+    "LearnerState",
+    "Strategy",
+    "chain",
+    "cosine",
+    "ewc",
+    "learner",
+    "lift",
+    "only",
+    "over_seeds",
+    "per_task",
+    "periodically",
+    "replay",
+    "scheduled",
+    "start_task",
+    "strategy",
+]

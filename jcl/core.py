@@ -1,0 +1,384 @@
+"""The contract of a strategy, and the five ways to build one from others.
+
+A continual-learning strategy is an optax gradient transformation that may also shape what the
+model sees, add to the loss, and act between tasks: five pure functions, each with an identity
+default, and a static name. `chain` composes strategies and optax transformations as
+`optax.chain` does; `per_task`, `periodically` and `only` change when, and on which params, a part
+acts; `scheduled` lets an optimizer's learning rate follow the progress of the task.
+"""
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jcl.errors import InputError
+
+Params = Any
+Batch = dict[str, Any]
+State = Any
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+class Strategy(NamedTuple):
+    """What a method remembers, sees, minds, bends and keeps.
+
+    Attributes:
+        init: (params, *, batch, aux) -> state. Only the shapes of batch and aux count; they may be
+            `jax.ShapeDtypeStruct`s.
+        view: (state, params, batch) -> params, batch. What the model sees, in training and in
+            prediction; the batch it gets holds no `targets`.
+        loss: (state, params, *, batch, aux, loss_fn, key) -> {name: scalar}. Terms added to the
+            task's loss.
+        update: (updates, state, params, **extra) -> updates, state. optax's contract; extra holds
+            value, value_fn, grad (all of the total loss), loss_fn, batch, aux, key, progress (of
+            the task, in [0, 1]) and step (of the run).
+        consolidate: (state, params, *, batches, loss_fn, key) -> state, params. Called between
+            tasks; batches are [number, batch, ...].
+        name: what reports and errors call it.
+        side: "gradient" where `update` expects a gradient, "step" where it expects the step that
+            an optimizer on its left has made of it.
+
+    `loss_fn` is the task's loss through all views, without any strategy's terms. A key of None
+    means deterministic, in every function.
+    """
+
+    init: Callable[..., State]
+    view: Callable[[State, Params, Batch], tuple[Params, Batch]]
+    loss: Callable[..., dict[str, jax.Array]]
+    update: Callable[..., tuple[Params, State]]
+    consolidate: Callable[..., tuple[State, Params]]
+    name: str
+    side: str
+
+
+def strategy(
+    *,
+    name: str,
+    side: str = "gradient",
+    init: Callable[..., State] = lambda params, **_: (),
+    view: Callable[..., tuple[Params, Batch]] = lambda state, params, batch: (params, batch),
+    loss: Callable[..., dict[str, jax.Array]] = lambda state, params, **_: {},
+    update: Callable[..., tuple[Params, State]] = lambda updates, state, params, **_: (
+        updates,
+        state,
+    ),
+    consolidate: Callable[..., tuple[State, Params]] = lambda state, params, **_: (state, params),
+) -> Strategy:
+    """A strategy whose functions are the identity unless given."""
+    if side not in ("gradient", "step"):
+        raise InputError(f'{name}: side is "gradient" or "step", not {side!r}.')
+    return Strategy(init, view, loss, update, consolidate, name, side)
+
+
+def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
+    """The part itself, or an optax transformation as a strategy named "optax"."""
+    if isinstance(part, Strategy):
+        return part
+    if not isinstance(part, optax.GradientTransformation):
+        raise InputError(
+            f"{part!r} is neither a strategy nor an optax transformation: did you pass the "
+            "function instead of what it returns, ewc instead of ewc(strength=100.0)?"
+        )
+    transformation = optax.with_extra_args_support(part)
+    return strategy(
+        name="optax",
+        init=lambda params, **_: transformation.init(params),
+        update=transformation.update,
+    )
+
+
+def split(key: jax.Array | None, number: int) -> Sequence[jax.Array | None]:
+    """`jax.random.split` which hands a key of None (deterministic) on."""
+    return [None] * number if key is None else list(jax.random.split(key, number))
+
+
+def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
+    """Strategies and optax transformations, one after the other; order is meaning.
+
+    Everything flows from left to right: left of the optimizer a part edits gradients, right of it
+    the step.
+
+    Raises:
+        InputError: a part that edits the step stands left of an optax transformation.
+
+    >>> import jcl, optax
+    >>> jcl.chain(jcl.replay(capacity=100, size=16), optax.adamw(1e-3)).name
+    'chain(replay, optax)'
+    """
+    lifted = [lift(part) for part in parts]
+    for position, part in enumerate(lifted):
+        right = [other.name for other in lifted[position + 1 :] if "optax" in other.name]
+        if part.side == "step" and right:
+            raise InputError(
+                f"{part.name}() edits the step that the optimizer makes, and must stand after it: "
+                f"chain(optimizer, {part.name}(...)), not chain({part.name}(...), optimizer)."
+            )
+
+    def init(params, *, batch, aux):
+        return tuple(part.init(params, batch=batch, aux=aux) for part in lifted)
+
+    def view(state, params, batch):
+        for part, own in zip(lifted, state, strict=True):
+            params, batch = part.view(own, params, batch)
+        return params, batch
+
+    def loss(state, params, *, key, **rest):
+        terms = {}
+        for part, own, part_key in zip(lifted, state, split(key, len(lifted)), strict=True):
+            for name, term in part.loss(own, params, key=part_key, **rest).items():
+                terms[_unused(name, terms)] = term
+        return terms
+
+    def update(updates, state, params, *, key, **extra):
+        kept = []
+        for part, own, part_key in zip(lifted, state, split(key, len(lifted)), strict=True):
+            updates, own = part.update(updates, own, params, key=part_key, **extra)
+            kept.append(own)
+        return updates, tuple(kept)
+
+    def consolidate(state, params, *, key, **rest):
+        kept = []
+        for part, own, part_key in zip(lifted, state, split(key, len(lifted)), strict=True):
+            own, params = part.consolidate(own, params, key=part_key, **rest)
+            kept.append(own)
+        return tuple(kept), params
+
+    names = ", ".join(part.name for part in lifted)
+    side = "step" if any(part.side == "step" for part in lifted) else "gradient"
+    return Strategy(init, view, loss, update, consolidate, f"chain({names})", side)
+
+
+def per_task(part: Strategy | optax.GradientTransformation) -> Strategy:
+    """The part with a fresh state for every task, such as an optimizer's moments and schedule."""
+    part = lift(part)
+
+    def consolidate(state, params, *, batches, loss_fn, **_):
+        batch = jax.tree.map(lambda leaf: leaf[0], batches)
+        _, aux = jax.eval_shape(lambda params, batch: loss_fn(params, batch, None), params, batch)
+        return part.init(params, batch=batch, aux=aux), params
+
+    return part._replace(consolidate=consolidate, name=f"per_task({part.name})")
+
+
+class Periodic(NamedTuple):
+    """The part's own state, and a ring of the last batches for it to consolidate on."""
+
+    inner: State
+    ring: Batch
+
+
+def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
+    """The part, consolidated every so many steps instead of at task boundaries.
+
+    Args:
+        part: a strategy whose consolidate leaves the params as they are.
+        every: steps from one consolidation to the next.
+        batches: how many of the last batches it consolidates on; at most `every`.
+    """
+    part = lift(part)
+    if not 1 <= batches <= every:
+        raise InputError(
+            f"periodically({part.name}, every={every}, batches={batches}): batches must lie "
+            "between 1 and every, so that the ring is full when it is used."
+        )
+
+    def init(params, *, batch, aux):
+        ring = jax.tree.map(lambda leaf: jnp.zeros((batches, *leaf.shape), leaf.dtype), batch)
+        return Periodic(part.init(params, batch=batch, aux=aux), ring)
+
+    def view(state, params, batch):
+        return part.view(state.inner, params, batch)
+
+    def loss(state, params, **rest):
+        return part.loss(state.inner, params, **rest)
+
+    def update(updates, state, params, *, batch, loss_fn, key, step, **extra):
+        key_update, key_consolidate = split(key, 2)
+        updates, inner = part.update(
+            updates,
+            state.inner,
+            params,
+            batch=batch,
+            loss_fn=loss_fn,
+            key=key_update,
+            step=step,
+            **extra,
+        )
+        ring = jax.tree.map(
+            lambda kept, new: jax.lax.dynamic_update_index_in_dim(kept, new, step % batches, 0),
+            state.ring,
+            batch,
+        )
+
+        def consolidate(inner):
+            inner, kept = part.consolidate(
+                inner, params, batches=ring, loss_fn=loss_fn, key=key_consolidate
+            )
+            pairs = zip(jax.tree.leaves(kept), jax.tree.leaves(params), strict=True)
+            if any(new is not old for new, old in pairs):
+                raise InputError(
+                    f"periodically({part.name}): its consolidate changes the params, which only a "
+                    "task boundary allows; put the part into the chain without periodically."
+                )
+            return inner
+
+        due = (step + 1) % every == 0
+        return updates, Periodic(jax.lax.cond(due, consolidate, lambda own: own, inner), ring)
+
+    return Strategy(
+        init,
+        view,
+        loss,
+        update,
+        lambda state, params, **_: (state, params),
+        f"periodically({part.name})",
+        part.side,
+    )
+
+
+def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformation) -> Strategy:
+    """The part, restricted to the params whose path matches.
+
+    The part's functions see a params tree with None in place of the rest, so that its state costs
+    no more than the chosen params. Updates of the rest pass unchanged.
+
+    Args:
+        where: patterns of paths such as "h_*/attn/*"; `*` also matches slashes.
+        part: a strategy or an optax transformation.
+
+    Raises:
+        InputError: at init, if a pattern matches no path; the message lists the nearest paths.
+    """
+    part = lift(part)
+    patterns = (where,) if isinstance(where, str) else tuple(where)
+
+    def choose(tree):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if _matches(path, patterns) else None, tree
+        )
+
+    def close(function, params):
+        return lambda chosen, *rest: function(_merge(params, chosen), *rest)
+
+    def init(params, *, batch, aux):
+        _check_patterns(part.name, patterns, params)
+        return part.init(choose(params), batch=batch, aux=aux)
+
+    def view(state, params, batch):
+        chosen, batch = part.view(state, choose(params), batch)
+        return _merge(params, chosen), batch
+
+    def loss(state, params, *, loss_fn, **rest):
+        return part.loss(state, choose(params), loss_fn=close(loss_fn, params), **rest)
+
+    def update(updates, state, params, *, grad, loss_fn, value_fn, **extra):
+        chosen, state = part.update(
+            choose(updates),
+            state,
+            choose(params),
+            grad=choose(grad),
+            loss_fn=close(loss_fn, params),
+            value_fn=close(value_fn, params),
+            **extra,
+        )
+        return _merge(updates, chosen), state
+
+    def consolidate(state, params, *, loss_fn, **rest):
+        state, chosen = part.consolidate(
+            state, choose(params), loss_fn=close(loss_fn, params), **rest
+        )
+        return state, _merge(params, chosen)
+
+    return Strategy(init, view, loss, update, consolidate, f"only({part.name})", part.side)
+
+
+def scheduled(
+    optimizer: Callable[..., optax.GradientTransformation],
+    learning_rate: Schedule,
+    **options: Any,
+) -> Strategy:
+    """An optax optimizer whose learning rate follows the progress of the task.
+
+    Progress is data, not a constant of the program, so that tasks of different lengths share one
+    compiled step.
+
+    Args:
+        optimizer: an optax factory that takes the learning rate first, such as `optax.adamw`.
+        learning_rate: progress in [0, 1] -> rate, such as `jcl.cosine(1e-3)`.
+        **options: the factory's further arguments.
+
+    >>> import jcl, optax
+    >>> jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-3, warmup=0.1))).name
+    'per_task(optax)'
+    """
+
+    def update(updates, state, params, *, progress, **extra):
+        transformation = optimizer(learning_rate(progress), **options)
+        return optax.with_extra_args_support(transformation).update(
+            updates, state, params, progress=progress, **extra
+        )
+
+    return lift(optimizer(learning_rate(jnp.zeros(())), **options))._replace(update=update)
+
+
+def cosine(peak: float, *, warmup: float = 0.0, floor: float = 0.0) -> Schedule:
+    """Linear warm-up from zero to `peak`, then half a cosine down to `floor`.
+
+    rate(t) = peak t / warmup for t < warmup,
+    else floor + (peak - floor) (1 + cos(pi (t - warmup) / (1 - warmup))) / 2,
+    with t the progress of the task (Loshchilov and Hutter 2017, without restarts).
+
+    Args:
+        peak: the highest rate.
+        warmup: the share of the task spent on the warm-up, in [0, 1).
+        floor: the rate at the end.
+    """
+    if not 0 <= warmup < 1:
+        raise InputError(f"cosine: warmup is a share of the task in [0, 1), not {warmup}.")
+
+    def schedule(progress):
+        rising = peak * progress / max(warmup, 1e-12)
+        angle = jnp.pi * (progress - warmup) / (1 - warmup)
+        falling = floor + (peak - floor) * 0.5 * (1 + jnp.cos(angle))
+        return jnp.where(progress < warmup, rising, falling)
+
+    return schedule
+
+
+def _unused(name: str, taken: dict[str, Any]) -> str:
+    number = 2
+    unused = name
+    while unused in taken:
+        unused, number = f"{name}_{number}", number + 1
+    return unused
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _matches(path: Any, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(_name(path), pattern) for pattern in patterns)
+
+
+def _check_patterns(part: str, patterns: Sequence[str], params: Params) -> None:
+    names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
+            raise InputError(
+                f"only({pattern!r}, {part}): no parameter has such a path. "
+                f"The nearest are: {', '.join(near)}."
+            )
+
+
+def _merge(tree: Params, chosen: Params) -> Params:
+    """The tree, with the leaves of `chosen` that are not None in place of its own."""
+    return jax.tree.map(
+        lambda new, old: old if new is None else new, chosen, tree, is_leaf=lambda leaf: leaf is None
+    )

@@ -1,0 +1,215 @@
+"""The learner: one loss and one strategy made into five pure functions over one state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jcl.core import Batch, Params, State, Strategy, lift, split
+from jcl.errors import InputError
+
+LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
+
+
+class LearnerState(NamedTuple):
+    """Everything that changes in a run, so that donation, sharding and checkpoints see one tree.
+
+    Attributes:
+        params: the model's.
+        strategy: the strategy's state.
+        key: split at every step; None makes the whole run deterministic.
+        step: steps taken in the run (int32).
+        task_step: steps taken in the task (int32).
+        task_steps: length of the task (int32); data, so that lengths differ without a retrace.
+    """
+
+    params: Params
+    strategy: State
+    key: jax.Array | None
+    step: jax.Array
+    task_step: jax.Array
+    task_steps: jax.Array
+
+
+class Learner(NamedTuple):
+    """Pure functions; compile `step`, `consolidate` and `evaluate` with `jax.jit`.
+
+    Attributes:
+        init: (key, params, batch) -> state. The params are copied; of the batch only shapes count.
+        step: (state, batch) -> state, metrics. One gradient; metrics are scalars: "loss" of the
+            task, "total", and each term of the strategy by name.
+        consolidate: (state, batches) -> state. At the end of a task; batches are
+            [number, batch, ...].
+        predict: (state, batch) -> aux, without dropout; targets are never read.
+        evaluate: (state, batch) -> sum, count, by the learner's measure.
+    """
+
+    init: Callable[[jax.Array | None, Params, Batch], LearnerState]
+    step: Callable[[LearnerState, Batch], tuple[LearnerState, dict[str, jax.Array]]]
+    consolidate: Callable[[LearnerState, Batch], LearnerState]
+    predict: Callable[[LearnerState, Batch], dict[str, Any]]
+    evaluate: Callable[[LearnerState, Batch], tuple[jax.Array, jax.Array]]
+
+
+def learner(
+    loss_fn: LossFn,
+    strategy: Strategy | optax.GradientTransformation,
+    *,
+    measure: Callable[[Params, Batch], tuple[jax.Array, jax.Array]] | None = None,
+) -> Learner:
+    """A learner of the given loss by the given strategy.
+
+    Args:
+        loss_fn: (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"}; losses hold
+            one number per example. Without targets in the batch it must still return the logits.
+        strategy: from `jcl.chain`, or any optax transformation (naive fine-tuning).
+        measure: (params, batch) -> sum, count; by default the sum of the per-example losses.
+
+    >>> import jax, jax.numpy as jnp, jcl, optax
+    >>> def loss_fn(params, batch, key):
+    ...     losses = (batch["inputs"] @ params["w"] - batch["targets"]) ** 2
+    ...     return losses.mean(), {"logits": losses, "losses": losses}
+    >>> batch = {"inputs": jnp.ones((4, 2)), "targets": jnp.ones(4)}
+    >>> learner = jcl.learner(loss_fn, jcl.chain(jcl.ewc(strength=1.0), optax.sgd(0.1)))
+    >>> state = learner.init(jax.random.key(0), {"w": jnp.zeros(2)}, batch)
+    >>> state, metrics = jax.jit(learner.step, donate_argnums=0)(state, batch)
+    >>> float(metrics["loss"])
+    1.0
+    """
+    strategy = lift(strategy)
+
+    def task_loss(strategy_state):
+        def loss(params, batch, key):
+            return loss_fn(*_see(strategy, strategy_state, params, batch), key)
+
+        return loss
+
+    def init(key, params, batch):
+        params = jax.tree.map(jnp.asarray, params)
+        _, aux = jax.eval_shape(lambda params: loss_fn(params, batch, None), params)
+        _check_aux(aux, batch)
+        state = LearnerState(
+            params=params,
+            strategy=strategy.init(params, batch=batch, aux=aux),
+            key=key,
+            step=jnp.zeros((), jnp.int32),
+            task_step=jnp.zeros((), jnp.int32),
+            task_steps=jnp.ones((), jnp.int32),
+        )
+        return jax.tree.map(jnp.copy, state)  # nothing aliases the caller's or its own arrays
+
+    def step(state, batch):
+        key, key_task, key_terms, key_update = split(state.key, 4)
+        loss = task_loss(state.strategy)
+
+        def total(params):
+            value, aux = loss(params, batch, key_task)
+            terms = strategy.loss(
+                state.strategy, params, batch=batch, aux=aux, loss_fn=loss, key=key_terms
+            )
+            return sum(terms.values(), start=value), (value, aux, terms)
+
+        (value, (task_value, aux, terms)), grad = jax.value_and_grad(total, has_aux=True)(
+            state.params
+        )
+        updates, strategy_state = strategy.update(
+            grad,
+            state.strategy,
+            state.params,
+            value=value,
+            value_fn=lambda params: total(params)[0],
+            grad=grad,
+            loss_fn=loss,
+            batch=batch,
+            aux=aux,
+            key=key_update,
+            progress=jnp.clip(state.task_step / state.task_steps, 0.0, 1.0),
+            step=state.step,
+        )
+        state = state._replace(
+            params=optax.apply_updates(state.params, updates),
+            strategy=strategy_state,
+            key=key,
+            step=state.step + 1,
+            task_step=state.task_step + 1,
+        )
+        return state, {"loss": task_value, "total": value, **terms}
+
+    def consolidate(state, batches):
+        key, key_consolidate = split(state.key, 2)
+        strategy_state, params = strategy.consolidate(
+            state.strategy,
+            state.params,
+            batches=batches,
+            loss_fn=task_loss(state.strategy),
+            key=key_consolidate,
+        )
+        return state._replace(
+            params=params,
+            strategy=strategy_state,
+            key=key,
+            task_step=jnp.zeros_like(state.task_step),
+        )
+
+    def predict(state, batch):
+        unlabelled = {name: leaf for name, leaf in batch.items() if name != "targets"}
+        return task_loss(state.strategy)(state.params, unlabelled, None)[1]
+
+    def sum_of_losses(params, batch):
+        losses = loss_fn(params, batch, None)[1]["losses"]
+        return losses.sum(), jnp.asarray(losses.shape[0], jnp.float32)
+
+    def evaluate(state, batch):
+        params, seen = _see(strategy, state.strategy, state.params, batch)
+        return (measure or sum_of_losses)(params, seen)
+
+    return Learner(init, step, consolidate, predict, evaluate)
+
+
+def start_task(state: LearnerState, steps: int) -> LearnerState:
+    """The state at the beginning of a task of that many steps, which schedules follow."""
+    return state._replace(
+        task_step=jnp.zeros_like(state.task_step),
+        task_steps=jnp.full_like(state.task_steps, steps),
+    )
+
+
+def over_seeds(learner: Learner) -> Learner:
+    """The learner of several replicas in one program, each with its own params, key and batches.
+
+    Every leaf of params, strategy and key, and every batch, gains a leading axis of seeds. The
+    counters are shared, so that a strategy which acts every n steps stays a branch.
+    """
+    axes = LearnerState(0, 0, 0, None, None, None)  # pyright: ignore[reportArgumentType]
+    return Learner(
+        init=jax.vmap(learner.init, out_axes=axes),
+        step=jax.vmap(learner.step, in_axes=(axes, 0), out_axes=(axes, 0)),
+        consolidate=jax.vmap(learner.consolidate, in_axes=(axes, 0), out_axes=axes),
+        predict=jax.vmap(learner.predict, in_axes=(axes, 0)),
+        evaluate=jax.vmap(learner.evaluate, in_axes=(axes, 0)),
+    )
+
+
+def _see(
+    strategy: Strategy, state: State, params: Params, batch: Batch
+) -> tuple[Params, Batch]:
+    """What the model sees. The targets are kept from the view, which serves predict as well."""
+    hidden = {name: leaf for name, leaf in batch.items() if name == "targets"}
+    shown = {name: leaf for name, leaf in batch.items() if name != "targets"}
+    params, seen = strategy.view(state, params, shown)
+    return params, {**seen, **hidden}
+
+
+def _check_aux(aux: Any, batch: Batch) -> None:
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if not isinstance(aux, dict) or not {"logits", "losses"} <= set(aux):
+        raise InputError(
+            'loss_fn must return (scalar, {"logits": ..., "losses": one number per example}).'
+        )
+    if aux["losses"].shape != (size,):
+        raise InputError(
+            f'loss_fn\'s aux["losses"] has the shape {aux["losses"].shape}, but must hold one '
+            f"number per example of the batch, ({size},)."
+        )

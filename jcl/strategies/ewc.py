@@ -1,0 +1,149 @@
+"""Elastic weight consolidation."""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl.core import Batch, Params, Strategy, strategy
+from jcl.errors import InputError
+
+
+class Quadratic(NamedTuple):
+    """One quadratic bowl that stands for those of all past tasks.
+
+    Attributes:
+        importance: shaped like params; the curvature, zero before the first boundary.
+        anchor: shaped like params; where the bowl is lowest.
+    """
+
+    importance: Params
+    anchor: Params
+
+
+def ewc(
+    strength: float,
+    *,
+    decay: float = 1.0,
+    recentre: bool = False,
+    targets: Literal["true", "sampled"] = "true",
+    chunk: int = 1,
+) -> Strategy:
+    """Holds the params near those of past tasks, each by its Fisher information.
+
+    loss = task loss + strength / 2 * sum_i F_i (params_i - anchor_i)^2.
+
+    Kirkpatrick et al. 2017, equation 3. At a boundary, with f the Fisher information of the task
+    at params p: F' = decay F, anchor <- (F' anchor + f p) / (F' + f), F <- F' + f, which for
+    decay 1 equals the sum of all tasks' own penalties up to a constant, in memory of two
+    params-sized trees however many tasks there are. Where F' + f is zero (a token never seen) the
+    anchor is p. With recentre=True the anchor is p everywhere and decay below 1 forgets: online
+    EWC of Schwarz et al. 2018, section 3.2.
+
+    The scale of f: the mean over examples of the squared gradient of that example's own loss, as
+    loss_fn returns it for a batch of one. It does not depend on the batch size. For a language
+    model an example is a block and its loss the mean over the block's tokens.
+
+    Args:
+        strength: weight of the penalty; 0 switches it off.
+        decay: in [0, 1]; what a boundary leaves of the importance of earlier tasks.
+        recentre: online EWC's anchor instead of the exact sum.
+        targets: "true" takes the data's own (the empirical Fisher), "sampled" draws them from the
+            model (the Fisher information proper).
+        chunk: examples differentiated at once; 1 is the fastest on a CPU and takes the least
+            memory, more keep an accelerator busy. It must divide the examples of a boundary.
+
+    >>> import jcl, optax
+    >>> method = jcl.chain(jcl.ewc(strength=100.0), optax.adamw(1e-3))
+    """
+    if isinstance(strength, int | float) and strength < 0:
+        raise InputError(f"ewc(strength={strength}): the strength must not be negative.")
+    if not 0 <= decay <= 1:
+        raise InputError(f"ewc(decay={decay}): the decay lies in [0, 1].")
+    if targets not in ("true", "sampled"):
+        raise InputError(f'ewc(targets={targets!r}): targets are "true" or "sampled".')
+    if chunk < 1:
+        raise InputError(f"ewc(chunk={chunk}): at least one example is differentiated at once.")
+
+    def init(params, **_):
+        return Quadratic(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.copy, params))
+
+    def loss(state, params, **_):
+        bowls = jax.tree.map(
+            lambda importance, parameter, anchor: jnp.sum(importance * (parameter - anchor) ** 2),
+            state.importance,
+            params,
+            state.anchor,
+        )
+        return {"ewc": 0.5 * strength * sum(jax.tree.leaves(bowls))}
+
+    def consolidate(state, params, *, batches, loss_fn, key):
+        new = fisher(loss_fn, params, batches, key, targets=targets, chunk=chunk)
+        old = jax.tree.map(lambda importance: decay * importance, state.importance)
+        total = jax.tree.map(jnp.add, old, new)
+
+        def move(anchor, parameter, new, total):
+            share = jnp.where(total > 0, new / jnp.where(total > 0, total, 1.0), 1.0)
+            return anchor + share * (parameter - anchor)
+
+        if recentre:
+            anchor = jax.tree.map(jnp.copy, params)
+        else:
+            anchor = jax.tree.map(move, state.anchor, params, new, total)
+        return Quadratic(total, anchor), params
+
+    return strategy(name="ewc", init=init, loss=loss, consolidate=consolidate)
+
+
+def fisher(
+    loss_fn: Any,
+    params: Params,
+    batches: Batch,
+    key: jax.Array | None = None,
+    *,
+    targets: Literal["true", "sampled"] = "true",
+    chunk: int = 1,
+) -> Params:
+    """The diagonal of the Fisher information, shaped like params.
+
+    mean over examples of (d loss_fn(params, example) / d params)^2: squared per example, never of
+    a batch's mean gradient. A scan over examples holds one params-sized tree of gradients at a
+    time (times `chunk`).
+
+    Args:
+        loss_fn: (params, batch, key) -> (scalar, aux).
+        params: where it is taken.
+        batches: every leaf is [number, batch, ...].
+        key: for sampled targets; None draws them from a fixed key.
+        targets: as in `ewc`.
+        chunk: as in `ewc`.
+    """
+    number = jax.tree.leaves(batches)[0].shape[0] * jax.tree.leaves(batches)[0].shape[1]
+    if number % chunk:
+        raise InputError(
+            f"ewc(chunk={chunk}) does not divide the {number} examples of a boundary: choose a "
+            "chunk that divides boundary_batches * batch_size."
+        )
+    groups = jax.tree.map(
+        lambda leaf: leaf.reshape((number // chunk, chunk, 1, *leaf.shape[2:])), batches
+    )
+    keys = jax.random.split(jax.random.key(0) if key is None else key, (number // chunk, chunk))
+
+    def squared_gradient(example, key):
+        if targets == "sampled":
+            _, aux = loss_fn(params, example, None)
+            example = {**example, "targets": jax.random.categorical(key, aux["logits"])}
+        gradient = jax.grad(lambda params: loss_fn(params, example, None)[0])(params)
+        return jax.tree.map(jnp.square, gradient)
+
+    def add(total, group_and_keys):
+        if chunk == 1:
+            squares = squared_gradient(*jax.tree.map(lambda leaf: leaf[0], group_and_keys))
+        else:
+            squares = jax.tree.map(
+                lambda leaf: leaf.sum(axis=0), jax.vmap(squared_gradient)(*group_and_keys)
+            )
+        return jax.tree.map(jnp.add, total, squares), None
+
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (groups, keys))
+    return jax.tree.map(lambda leaf: leaf / number, total)
