@@ -77,7 +77,7 @@ def ewc(
         )
         return {"ewc": 0.5 * strength * sum(jax.tree.leaves(bowls))}
 
-    def consolidate(state, params, *, batches, loss_fn, key):
+    def consolidate(state, params, *, batches, loss_fn, key, **_):
         new = fisher(loss_fn, params, batches, key, targets=targets, chunk=chunk)
         old = jax.tree.map(lambda importance: decay * importance, state.importance)
         total = jax.tree.map(jnp.add, old, new)

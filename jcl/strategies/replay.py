@@ -44,7 +44,7 @@ def replay(
         raise InputError(f'replay(insert={insert!r}): insert is "step" or "boundary".')
     policy = memories.reservoir(capacity)
 
-    def init(params, *, batch, aux):
+    def init(params, *, batch, **_):
         return policy.init(batch)
 
     def loss(state, params, *, loss_fn, key, **_):

@@ -1,0 +1,203 @@
+"""Checkpoints: Orbax's arrays with a manifest of SHA-256 sums, complete or absent.
+
+A checkpoint is a folder `checkpoints/000007/` with `state/` (Orbax), `progress.json` and
+`manifest.json`. It is written under another name, synced, and renamed, so that a kill at any
+moment leaves either all of it or none. The manifest is verified before a restore, since Orbax
+restores a flipped bit without a word.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from jcl.errors import InputError
+
+SCHEMA = 1
+
+for _name in ("absl", "orbax"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
+
+
+class SaveError(OSError):
+    """A checkpoint could not be written; those before it are untouched."""
+
+
+def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -> Path:
+    """Writes one more checkpoint and removes all but the last `keep`.
+
+    Args:
+        folder: the run's `checkpoints/`; made if it does not exist.
+        state: a pytree of arrays.
+        progress: what else the run needs to go on; JSON.
+        keep: complete checkpoints left behind.
+
+    Raises:
+        SaveError: the disk is full, read-only or gone.
+    """
+    numbers = _numbers(folder)
+    final = folder / f"{max(numbers, default=-1) + 1:06d}"
+    partial = folder / f"{final.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(partial.absolute() / "state", _named(state))
+        _write(partial / "progress.json", progress)
+        leaves = {
+            name: {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+            for (name, leaf), path in zip(_named(state).items(), _paths(state), strict=True)
+        }
+        manifest = {"schema": SCHEMA, "leaves": leaves, "sha256": _sums(partial)}
+        _write(partial / "manifest.json", manifest)
+        for file in _files(partial):
+            _sync(file)
+        partial.rename(final)
+        _sync(folder)
+    except Exception as error:  # Orbax and tensorstore raise ValueError for a full disk
+        shutil.rmtree(partial, ignore_errors=True)
+        last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
+        raise SaveError(
+            f"The checkpoint {final} could not be written ({_first_line(error)}); {last}. Make "
+            "room or give the folder back its write permission, then start the same command again."
+        ) from error
+    for number in sorted([*numbers, int(final.name)])[:-keep]:
+        shutil.rmtree(folder / f"{number:06d}", ignore_errors=True)
+    return final
+
+
+def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+    """The newest intact checkpoint's state and progress, or None if there is no checkpoint.
+
+    A damaged checkpoint is passed over with a warning and renamed to `*.damaged`.
+
+    Args:
+        folder: the run's `checkpoints/`.
+        abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises:
+        InputError: checkpoints exist and none is intact, or the newest intact one is of a newer
+            schema or of another state.
+    """
+    numbers = _numbers(folder)
+    for number in sorted(numbers, reverse=True):
+        path = folder / f"{number:06d}"
+        damage = _damage(path)
+        if damage:
+            warnings.warn(
+                f"The checkpoint {path} is damaged ({damage}); going on from the one before it.",
+                stacklevel=2,
+            )
+            path.rename(_free(path.with_suffix(".damaged")))
+            continue
+        manifest = json.loads((path / "manifest.json").read_text())
+        _check(path, manifest, abstract)
+        with ocp.StandardCheckpointer() as checkpointer:
+            named = checkpointer.restore(path.absolute() / "state", _named(abstract))
+        state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
+        return state, json.loads((path / "progress.json").read_text())
+    if numbers:
+        raise InputError(
+            f"None of the {len(numbers)} checkpoints in {folder} is intact; start the same command "
+            "with --fresh to begin again."
+        )
+    return None
+
+
+def _named(state: Any) -> dict[str, Any]:
+    """The leaves by number: Orbax reads a slash in a name as a folder."""
+    return {f"{number:05d}": leaf for number, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def _paths(state: Any) -> list[str]:
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(state)
+    ]
+
+
+def _numbers(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    sums = {}
+    for path in _files(folder):
+        with path.open("rb") as file:
+            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(
+                file, "sha256"
+            ).hexdigest()
+    return sums
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, or None."""
+    try:
+        expected = json.loads((path / "manifest.json").read_text())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"no readable manifest.json: {_first_line(error)}"
+    found = _sums(path)
+    found.pop("manifest.json", None)
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != expected.get(name):
+            return f"{name} has another SHA-256 sum than the manifest"
+    return None
+
+
+def _check(path: Path, manifest: dict[str, Any], abstract: Any) -> None:
+    if manifest["schema"] > SCHEMA:
+        raise InputError(
+            f"The checkpoint {path} has schema {manifest['schema']}, newer than {SCHEMA}, which "
+            "this version of jcl reads: install the version that wrote it, or name another folder "
+            "with --out."
+        )
+    expected = [
+        (name, list(leaf.shape), str(leaf.dtype))
+        for name, leaf in zip(_paths(abstract), jax.tree.leaves(abstract), strict=True)
+    ]
+    found = [(leaf["path"], leaf["shape"], leaf["dtype"]) for leaf in manifest["leaves"].values()]
+    if found != expected:
+        differing = sorted({str(leaf) for leaf in set(map(str, found)) ^ set(map(str, expected))})
+        raise InputError(
+            f"The checkpoint {path} holds another state than this run's model and strategy: "
+            f"{', '.join(differing[:4])}. Start with --fresh, or name another folder with --out."
+        )
+
+
+def _write(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _free(path: Path) -> Path:
+    number, free = 2, path
+    while free.exists():
+        free, number = path.with_name(f"{path.name}.{number}"), number + 1
+    return free
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,279 @@
+"""Streams of tasks, and the batches that a run draws from them.
+
+Everything is random access: batch `i` is a function of the source, the batch size, the seed and
+`i` alone, so that one integer is the whole data position of a run.
+"""
+
+import functools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import grain
+import numpy as np
+
+from jcl.errors import InputError
+
+Batch = dict[str, np.ndarray]
+
+
+class Source(Protocol):
+    """Examples by index.
+
+    A source may also have `take(indices) -> Batch`, which gathers many examples at once with the
+    batch axis first; batches are then built several times faster.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Batch: ...
+
+
+class Task(NamedTuple):
+    """One task of a stream.
+
+    Attributes:
+        name: how reports call it.
+        train: what is learned.
+        test: what is evaluated.
+        hash: SHA-256 (hex) of the task's content; a resumed run compares it.
+    """
+
+    name: str
+    train: Source
+    test: Source
+    hash: str
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks in order.
+
+    Attributes:
+        name: how reports call it.
+        tasks: the tasks; the test part of every one is evaluated after every stage.
+        stages: what is trained on, in order; by default the train part of each task.
+
+    Raises:
+        InputError: no task, a name twice, or a task without a train or a test example.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    stages: tuple[Source, ...] = ()
+
+    def __post_init__(self):
+        if not self.tasks:
+            raise InputError(f"stream '{self.name}' has no task: give it at least one")
+        names = [task.name for task in self.tasks]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(
+                    f"stream '{self.name}' has {names.count(name)} tasks named '{name}': "
+                    "give every task a name of its own"
+                )
+        for task in self.tasks:
+            for part, source in (("train", task.train), ("test", task.test)):
+                if len(source) == 0:
+                    raise InputError(
+                        f"task '{task.name}' of stream '{self.name}' has no {part} example: "
+                        "add data to it or leave the task out"
+                    )
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        stages = tuple(self.stages) or tuple(task.train for task in self.tasks)
+        object.__setattr__(self, "stages", stages)
+
+
+class Concatenated:
+    """Sources one behind the other; an example is found in O(log n) for n sources.
+
+    Raises:
+        InputError: no source, or sources whose examples differ in keys, shapes or types.
+    """
+
+    def __init__(self, sources: Sequence[Source]):
+        # An empty source would contribute no index, and has no first example to compare.
+        self._sources = tuple(source for source in sources if len(source))
+        if not self._sources:
+            raise InputError("nothing to concatenate: give at least one source with an example")
+        self._ends = np.cumsum([len(source) for source in self._sources])
+        layouts = [_layout(source[0]) for source in self._sources]
+        for index, layout in enumerate(layouts):
+            if layout != layouts[0]:
+                raise InputError(
+                    f"examples of source {index} are {layout}, those of source 0 are {layouts[0]}: "
+                    "only sources with the same keys, shapes and types can be concatenated"
+                )
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        which = int(np.searchsorted(self._ends, index, side="right"))
+        return self._sources[which][int(index - self._start(which))]
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """Gathers the examples `indices`, batch axis first, in the order asked for."""
+        indices = np.asarray(indices)
+        which = np.searchsorted(self._ends, indices, side="right")
+        positions, parts = [], []
+        for chosen in np.unique(which):
+            position = np.flatnonzero(which == chosen)
+            positions.append(position)
+            parts.append(_gather(self._sources[chosen], indices[position] - self._start(chosen)))
+        order = np.argsort(np.concatenate(positions))
+        return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
+
+    def _start(self, which: int) -> int:
+        return int(self._ends[which]) - len(self._sources[which])
+
+
+def joint(stream: Stream) -> Stream:
+    """Returns `stream` with one stage that holds the train parts of all tasks: the upper bound."""
+    everything = Concatenated([task.train for task in stream.tasks])
+    return Stream(stream.name, stream.tasks, (everything,))
+
+
+def cumulative(stream: Stream) -> Stream:
+    """Returns `stream` whose stage i holds the train parts of the tasks 0 to i."""
+    trains = [task.train for task in stream.tasks]
+    stages = tuple(Concatenated(trains[: index + 1]) for index in range(len(trains)))
+    return Stream(stream.name, stream.tasks, stages)
+
+
+class _ShuffledBatches:
+    """Batch i of an endless, reshuffled walk over a source.
+
+    grain's own shuffle and batch visit the examples one by one, at 60 microseconds each; one
+    permutation an epoch and one gather a batch give the same walk many times faster.
+    """
+
+    def __init__(self, source: Source, batch_size: int, seed: int):
+        self._source, self._batch_size, self._seed = source, batch_size, seed
+        # A batch touches two epochs at most. The cache belongs to the object, not to the class,
+        # so that replicas with other seeds do not drive each other's orders out.
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def __len__(self) -> int:
+        return sys.maxsize // self._batch_size
+
+    def __getitem__(self, index: int) -> Batch:
+        first = int(index) * self._batch_size
+        epoch, position = divmod(first, len(self._source))
+        indices = self._order(epoch)[position : position + self._batch_size]
+        missing = self._batch_size - len(indices)
+        if missing:
+            indices = np.concatenate([indices, self._order(epoch + 1)[:missing]])
+        return _gather(self._source, indices)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(len(self._source))
+
+
+def training_batches(
+    source: Source, batch_size: int, seed: int, *, name: str = "source"
+) -> grain.MapDataset:
+    """Returns endless shuffled batches: `result[i]` is batch i, batch axis first.
+
+    Every epoch holds each example once, in an order of its own; what an epoch leaves over opens
+    the next epoch. Batch i depends on the arguments and on i only, so it is the same in any
+    order of asking and in any process.
+
+    Args:
+        source: the examples, at least `batch_size` of them.
+        batch_size: examples a batch.
+        seed: of the shuffle, 0 or above.
+        name: what an error calls the source, usually the task's name.
+
+    Raises:
+        InputError: the batch size is below 1, the seed is negative, or the source is shorter than
+            one batch.
+    """
+    _check_batch_size(batch_size)
+    if seed < 0:
+        raise InputError(f"seed is {seed}: give a whole number of at least 0")
+    if len(source) < batch_size:
+        raise InputError(
+            f"task '{name}' has {len(source)} train examples, fewer than one batch of "
+            f"{batch_size}: use a smaller batch size, shorter blocks or more text"
+        )
+    return grain.MapDataset.source(_ShuffledBatches(source, batch_size, seed))
+
+
+def steps_per_epoch(source: Source, batch_size: int, epochs: float = 1) -> int:
+    """Returns how many whole batches `epochs` passes over `source` hold; the remainder is dropped.
+
+    Raises:
+        InputError: the batch size is below 1.
+    """
+    _check_batch_size(batch_size)
+    return int(len(source) * epochs) // batch_size
+
+
+def prefetch(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
+    """Yields `dataset[start]` to `dataset[stop - 1]` in order, built ahead by background threads.
+
+    Args:
+        dataset: what `training_batches` returned.
+        start: the first batch, so the saved position of a resumed run.
+        stop: one behind the last batch.
+    """
+    options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return iter(dataset.slice(slice(start, stop)).to_iter_dataset(options))
+
+
+def evaluation_batches(source: Source, batch_size: int) -> Iterator[Batch]:
+    """Yields all examples in order, in batches of one shape, with a `mask` that counts exactly.
+
+    The last batch is filled by its last example, with `mask` 0. Examples without a `mask` get
+    ones (float32) in the shape of their `targets`.
+
+    Raises:
+        InputError: the batch size is below 1, or the examples have neither `mask` nor `targets`.
+    """
+    _check_batch_size(batch_size)
+    for first in range(0, len(source), batch_size):
+        indices = np.arange(first, first + batch_size)
+        batch = _gather(source, np.minimum(indices, len(source) - 1))
+        if "mask" not in batch and "targets" not in batch:
+            raise InputError(
+                f"examples have the keys {sorted(batch)}, neither 'mask' nor 'targets': "
+                "give them targets, so that it is known what an evaluation counts"
+            )
+        mask = batch["mask"] if "mask" in batch else np.ones(batch["targets"].shape, np.float32)
+        real = (indices < len(source)).reshape((-1,) + (1,) * (mask.ndim - 1))
+        yield {**batch, "mask": np.where(real, mask, np.zeros_like(mask))}
+
+
+def stack(batches: Sequence[Batch]) -> Batch:
+    """Returns one dict of arrays `[len(batches), batch, ...]`.
+
+    Raises:
+        InputError: no batch, or batches that differ in keys, shapes or types.
+    """
+    if not batches:
+        raise InputError("no batch to stack: give at least one")
+    for index, batch in enumerate(batches):
+        if _layout(batch) != _layout(batches[0]):
+            raise InputError(
+                f"batch {index} is {_layout(batch)}, batch 0 is {_layout(batches[0])}: "
+                "only batches with the same keys, shapes and types can be stacked"
+            )
+    return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def _gather(source: Source, indices: np.ndarray) -> Batch:
+    take = getattr(source, "take", None)
+    return take(indices) if take else stack([source[int(index)] for index in indices])
+
+
+def _layout(example: Batch) -> dict[str, str]:
+    return {key: f"{leaf.dtype}{list(leaf.shape)}" for key, leaf in sorted(example.items())}
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}: give a whole number of at least 1")

@@ -1,0 +1,19 @@
+"""Eight host devices and quick compiling, set before the backend starts; types checked."""
+
+import os
+
+# The tests compile hundreds of tiny programs: without LLVM's optimizations they take half the time.
+os.environ["XLA_FLAGS"] = " ".join(
+    (
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+).strip()
+
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    ["jcl.losses", "jcl.memory", "jcl.metrics", "jcl.models"], "beartype.beartype"
+)

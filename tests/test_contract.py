@@ -1,0 +1,326 @@
+"""Every strategy through one table: what a strategy has to do whatever its method is.
+
+A new strategy adds one row to TABLE.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toy
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jcl
+from jcl import checkpoint
+
+ADAMW = optax.adamw(1e-2)
+
+# name: strength -> the parts of a chain
+TABLE = {
+    "naive": lambda strength: [ADAMW],
+    "replay": lambda strength: [jcl.replay(capacity=24, size=8, strength=strength), ADAMW],
+    "replay at the boundary": lambda strength: [
+        jcl.replay(capacity=24, size=8, strength=strength, insert="boundary"),
+        ADAMW,
+    ],
+    "ewc": lambda strength: [jcl.ewc(strength), ADAMW],
+    "online ewc": lambda strength: [jcl.ewc(strength, decay=0.5, recentre=True), ADAMW],
+    "ewc, sampled, in chunks": lambda strength: [
+        jcl.ewc(strength, targets="sampled", chunk=4),
+        ADAMW,
+    ],
+    "periodically ewc": lambda strength: [
+        jcl.periodically(jcl.ewc(strength), every=3, batches=2),
+        ADAMW,
+    ],
+    "only ewc": lambda strength: [jcl.only("body/*", jcl.ewc(strength)), ADAMW],
+    "only replay and adamw": lambda strength: [
+        jcl.only("body/*", jcl.replay(capacity=24, size=8, strength=strength)),
+        ADAMW,
+    ],
+    "per task, scheduled": lambda strength: [
+        jcl.ewc(strength),
+        jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-2, warmup=0.2))),
+    ],
+    "nested chain": lambda strength: [
+        jcl.chain(jcl.replay(capacity=24, size=8, strength=strength), jcl.ewc(strength)),
+        optax.clip_by_global_norm(1.0),
+        ADAMW,
+    ],
+}
+STRENGTH = 0.7
+STEPS = (4, 6, 3)  # tasks differ in length
+
+rows = pytest.mark.parametrize("name", TABLE)
+rows_with_strength = pytest.mark.parametrize("name", [name for name in TABLE if name != "naive"])
+
+
+def make(name, strength=STRENGTH):
+    return jcl.learner(toy.loss_fn, jcl.chain(*TABLE[name](strength)))
+
+
+def begin(learner, seed=0, key=0):
+    key = None if key is None else jax.random.key(key)
+    return learner.init(key, toy.params(seed), toy.batch(0))
+
+
+class Compiled:
+    """A row's learner with its compiled functions, shared by the tests to save compiling."""
+
+    def __init__(self, learner):
+        self.learner = learner
+        self.traces = {"step": 0, "consolidate": 0}
+        self.step = jax.jit(self._counted(learner.step), donate_argnums=0)
+        self.consolidate = jax.jit(self._counted(learner.consolidate), donate_argnums=0)
+
+    def _counted(self, function):
+        def traced(*arguments):
+            self.traces[function.__name__] += 1
+            return function(*arguments)
+
+        return traced
+
+
+@functools.cache
+def compiled(name):
+    return Compiled(make(name))
+
+
+def train(functions, state, *, place=lambda batch: batch):
+    """Three tasks by functions with `step` and `consolidate`; the final state and all losses."""
+    losses = []
+    for task, steps in enumerate(STEPS):
+        state = jcl.start_task(state, steps)
+        for number in range(steps):
+            state, metrics = functions.step(state, place(toy.batch(number, task)))
+            losses.append(metrics["total"])
+        state = functions.consolidate(state, toy.stacked(task))
+    return state, losses
+
+
+def numbers(state):
+    """The leaves as numpy arrays, keys as their data."""
+    return [
+        np.asarray(jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+                   else leaf)
+        for leaf in jax.tree.leaves(state)
+    ]  # fmt: skip
+
+
+def assert_close(one, other, tolerance=1e-5):
+    for left, right in zip(numbers(one), numbers(other), strict=True):
+        np.testing.assert_allclose(left, right, rtol=tolerance, atol=tolerance)
+
+
+def assert_equal(one, other):
+    for left, right in zip(numbers(one), numbers(other), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+@rows
+def test_one_trace_over_three_tasks(name):
+    row = compiled(name)
+    train(row, begin(row.learner))
+    assert row.traces == {"step": 1, "consolidate": 1}
+    assert row.step._cache_size() == row.consolidate._cache_size() == 1
+
+
+@rows
+def test_jit_equals_no_jit(name):
+    row = compiled(name)
+    states = []
+    for functions in (row, row.learner):
+        state, _ = functions.step(begin(row.learner), toy.batch(0))
+        state, _ = functions.step(functions.consolidate(state, toy.stacked()), toy.batch(1))
+        states.append(functions.step(state, toy.batch(2))[0])
+    assert_close(*states, 1e-4)
+
+
+@rows
+def test_scan_equals_loop(name):
+    row = compiled(name)
+    batches = [toy.batch(number) for number in range(5)]
+    looped = begin(row.learner)
+    for batch in batches:
+        looped, _ = row.step(looped, batch)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
+    scan = jax.jit(lambda state, batches: jax.lax.scan(row.learner.step, state, batches))
+    assert_close(scan(begin(row.learner), stacked)[0], looped)
+
+
+@rows
+def test_seeds_in_one_program_equal_separate_runs(name):
+    row = compiled(name)
+    together = jcl.over_seeds(row.learner)
+    states = [begin(row.learner, seed, key=seed) for seed in range(3)]
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    state = state._replace(step=jnp.int32(0), task_step=jnp.int32(0), task_steps=jnp.int32(1))
+    alone = [train(row, state)[0] for state in states]
+    step, consolidate = jax.jit(together.step), jax.jit(together.consolidate)
+    repeat = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), tree)  # noqa: E731
+    for task, steps in enumerate(STEPS):
+        state = jcl.start_task(state, steps)
+        for number in range(steps):
+            state, _ = step(state, repeat(toy.batch(number, task)))
+        state = consolidate(state, repeat(toy.stacked(task)))
+    for seed, expected in enumerate(alone):
+        one = jax.tree.map(lambda leaf: leaf[seed], (state.params, state.strategy))
+        assert_close(one, (expected.params, expected.strategy), 1e-4)
+
+
+@rows
+def test_donated_and_never_aliased(name):
+    row = compiled(name)
+    given = toy.params()
+    state = row.learner.init(jax.random.key(0), given, toy.batch(0))
+    for following in (
+        lambda state: row.step(state, toy.batch(0))[0],
+        lambda state: row.consolidate(state, toy.stacked()),
+        lambda state: row.step(state, toy.batch(1))[0],
+    ):
+        pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)
+                    if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)]  # fmt: skip
+        assert len(set(pointers)) == len(pointers)
+        before = state
+        state = following(state)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+
+
+@rows
+def test_eight_devices_equal_one(name):
+    row = compiled(name)
+    expected, losses = train(row, begin(row.learner))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    class Spread:
+        step = staticmethod(jax.jit(row.learner.step, out_shardings=replicated))
+        consolidate = staticmethod(jax.jit(row.learner.consolidate, out_shardings=replicated))
+
+    state, spread_losses = train(
+        Spread,
+        jax.device_put(begin(row.learner), replicated),
+        place=lambda batch: jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))),
+    )
+    assert_close(state, expected, 1e-4)
+    np.testing.assert_allclose(spread_losses, losses, rtol=1e-4)
+
+
+@rows
+def test_saved_and_continued_bitwise(name, tmp_path):
+    row = compiled(name)
+    state, _ = row.step(begin(row.learner), toy.batch(0))
+    state = row.consolidate(state, toy.stacked())
+    checkpoint.save(tmp_path, state, {})
+    abstract = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
+    )
+    restored, _ = checkpoint.restore(tmp_path, abstract)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert_equal(restored, state)
+    for number in range(4):
+        state, _ = row.step(state, toy.batch(number))
+        restored, _ = row.step(restored, toy.batch(number))
+    assert_equal(restored, state)
+
+
+@rows_with_strength
+def test_strength_zero_equals_plain_optax(name):
+    optimizers = {
+        "per task, scheduled": [
+            jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-2, warmup=0.2)))
+        ],
+        "nested chain": [optax.clip_by_global_norm(1.0), ADAMW],
+    }
+    plain = (
+        Compiled(jcl.learner(toy.loss_fn, jcl.chain(*optimizers[name])))
+        if name in optimizers
+        else compiled("naive")
+    )
+    expected, _ = train(plain, begin(plain.learner))
+    without = Compiled(make(name, strength=0.0))
+    state, _ = train(without, begin(without.learner))
+    assert_close(state.params, expected.params)
+    state, _ = train(compiled(name), begin(without.learner))
+    difference = jax.tree.map(lambda a, b: jnp.abs(a - b).max(), state.params, expected.params)
+    assert max(jax.tree.leaves(difference)) > 1e-3  # the strength does something
+
+
+def test_plain_optax_is_what_optax_does():
+    learner = jcl.learner(toy.loss_fn, ADAMW)
+    state, _ = train(Compiled(learner), begin(learner, key=None))
+    params, moments = toy.params(), ADAMW.init(toy.params())
+    for task, steps in enumerate(STEPS):
+        for number in range(steps):
+            gradient = jax.grad(lambda params: toy.loss_fn(params, batch, None)[0])  # noqa: B023
+            batch = toy.batch(number, task)
+            updates, moments = ADAMW.update(gradient(params), moments, params)
+            params = optax.apply_updates(params, updates)
+    assert_close(state.params, params)
+
+
+@rows
+def test_key_none_is_deterministic(name):
+    row = Compiled(make(name))
+    one, losses = train(row, begin(row.learner, key=None))
+    other, other_losses = train(row, begin(row.learner, key=None))
+    assert_equal(one, other)
+    assert losses == other_losses
+    assert one.key is None
+
+
+@rows
+def test_predictions_are_blind_to_targets(name):
+    learner = compiled(name).learner
+    state, _ = train(compiled(name), begin(learner))
+    batch = toy.batch(7)
+    logits = learner.predict(state, batch)["logits"]
+    permuted = {**batch, "targets": jnp.roll(batch["targets"], 3)}
+    absent = {"inputs": batch["inputs"]}
+    np.testing.assert_array_equal(logits, learner.predict(state, permuted)["logits"])
+    np.testing.assert_array_equal(logits, learner.predict(state, absent)["logits"])
+
+
+def test_a_view_cannot_read_targets():
+    def peek(state, params, batch):
+        return params, {**batch, "inputs": batch["inputs"] * batch["targets"][:, None]}
+
+    learner = jcl.learner(toy.loss_fn, jcl.chain(jcl.strategy(name="peek", view=peek), ADAMW))
+    with pytest.raises(KeyError):
+        learner.step(begin(learner), toy.batch(0))
+
+
+@rows
+def test_survives_unknown_extra_arguments(name):
+    strategy = jcl.chain(*TABLE[name](STRENGTH))
+    params, batch = toy.params(), toy.batch(0)
+    value, aux = toy.loss_fn(params, batch, None)
+    state = strategy.init(params, batch=batch, aux=aux)
+    strategy.loss(state, params, batch=batch, aux=aux, loss_fn=toy.loss_fn, key=None, surprise=1)
+    grad = jax.tree.map(jnp.ones_like, params)
+    _, state = strategy.update(
+        grad, state, params, value=value, value_fn=lambda params: value, grad=grad,
+        loss_fn=toy.loss_fn, batch=batch, aux=aux, key=None, progress=jnp.zeros(()),
+        step=jnp.zeros((), jnp.int32), surprise=1,
+    )  # fmt: skip
+    strategy.consolidate(
+        state, params, batches=toy.stacked(), loss_fn=toy.loss_fn, key=None, surprise=1
+    )
+
+
+def test_all_in_one_chain():
+    learner = jcl.learner(
+        toy.loss_fn, jcl.chain(jcl.replay(capacity=24, size=8), jcl.ewc(STRENGTH), ADAMW)
+    )
+    state, _ = train(Compiled(learner), begin(learner))
+    _, metrics = learner.step(state, toy.batch(0))
+    assert set(metrics) == {"loss", "total", "replay", "ewc"}
+    np.testing.assert_allclose(
+        metrics["total"], metrics["loss"] + metrics["replay"] + metrics["ewc"], rtol=1e-6
+    )
+    assert metrics["replay"] > 0
+    assert metrics["ewc"] > 0

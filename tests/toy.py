@@ -1,0 +1,46 @@
+"""A small classification problem that every test of the core shares."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+INPUTS, HIDDEN, CLASSES, BATCH = 5, 8, 3, 16
+
+
+def loss_fn(params, batch, key):
+    hidden = jnp.tanh(batch["inputs"] @ params["body"]["kernel"] + params["body"]["bias"])
+    if key is not None:
+        hidden = hidden * jax.random.bernoulli(key, 0.9, hidden.shape) / 0.9
+    logits = hidden @ params["head"]["kernel"]
+    if "targets" not in batch:
+        return jnp.zeros(()), {"logits": logits}
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return losses.mean(), {"logits": logits, "losses": losses}
+
+
+def params(seed=0):
+    key_body, key_head = jax.random.split(jax.random.key(seed))
+    return {
+        "body": {
+            "kernel": jax.random.normal(key_body, (INPUTS, HIDDEN)),
+            "bias": jnp.zeros(HIDDEN),
+        },
+        "head": {"kernel": jax.random.normal(key_head, (HIDDEN, CLASSES))},
+    }
+
+
+@functools.cache
+def batch(number, task=0, size=BATCH):
+    inputs = jax.random.normal(jax.random.key(1000 * task + number), (size, INPUTS))
+    targets = (inputs[:, task % INPUTS] > 0).astype(jnp.int32) + (inputs[:, -1] > 0)
+    return {"inputs": inputs, "targets": targets}
+
+
+@functools.cache
+def stacked(task=0, number=4, size=BATCH):
+    return jax.tree.map(
+        lambda *leaves: jnp.stack(leaves),
+        *[batch(100 + index, task, size) for index in range(number)],
+    )
