@@ -1,5 +1,6 @@
 """jcl: continual and online learning for language models in JAX."""
 
+from jcl import data, losses, models
 from jcl.core import (
     Strategy,
     chain,
@@ -12,19 +13,24 @@ from jcl.core import (
     strategy,
 )
 from jcl.errors import InputError
+from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
 from jcl.strategies import ewc, replay
 
 __all__ = [
+    "Experiment",
     "InputError",
     "Learner",
     "LearnerState",
     "Strategy",
     "chain",
     "cosine",
+    "data",
     "ewc",
     "learner",
     "lift",
+    "losses",
+    "models",
     "only",
     "over_seeds",
     "per_task",

@@ -102,7 +102,7 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
                 ) from error
         yield
     finally:
-        if made and not (folder / "checkpoints").exists():  # nothing worth keeping came of it
+        if made and not any(folder.glob("checkpoints/[0-9]*")):  # nothing worth keeping
             shutil.rmtree(folder, ignore_errors=True)
             for parent in made:
                 _remove_if_empty(parent)

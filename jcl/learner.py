@@ -88,7 +88,7 @@ def learner(
 
     def init(key, params, batch):
         params = jax.tree.map(jnp.asarray, params)
-        _, aux = jax.eval_shape(lambda params: loss_fn(params, batch, None), params)
+        _, aux = jax.eval_shape(lambda params, batch: loss_fn(params, batch, None), params, batch)
         _check_aux(aux, batch)
         state = LearnerState(
             params=params,

@@ -1,0 +1,152 @@
+"""The command line: jcl run, jcl report, jcl list."""
+
+import ast
+import dataclasses
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jcl.errors import InputError
+
+USAGE = """jcl: continual and online learning for language models
+
+  jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
+  jcl report RUN [RUN ...]                                                  runs side by side
+  jcl list [FOLDER]                                                         what there is to use
+
+jcl run CONFIG.py --help shows a config's fields.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How to run.
+
+    Attributes:
+        seeds: replicas trained in one program.
+        out: the run folder; by default runs/<config>/<method>.
+        fresh: start again where the folder holds a run already.
+        save_minutes: minutes between checkpoints inside a task.
+    """
+
+    seeds: int = 1
+    out: Path | None = None
+    fresh: bool = False
+    save_minutes: float = 5.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The entry point; returns the exit status: 0 done, 1 refused or stopped, 2 bad usage."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    commands = {"run": _run, "report": _report, "list": _list}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] not in commands:
+        print(f"jcl: unknown command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
+        return 2
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        commands[arguments[0]](arguments[1:])
+    except (InputError, OSError) as error:
+        print(f"jcl {arguments[0]}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def load_config(path: Path) -> ModuleType:
+    """Executes a config file; it is code, so run only those you trust.
+
+    Raises:
+        InputError: it is missing, or has no Config or build.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no config file {path}; `jcl list` shows those at hand.")
+    specification = importlib.util.spec_from_file_location(f"jcl_config_{path.stem}", path)
+    if specification is None or specification.loader is None:
+        raise InputError(f"{path} is no Python file: a config's name ends in .py.")
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        specification.loader.exec_module(module)
+    except SyntaxError as error:
+        raise InputError(f"{path} is not valid Python: {error}.") from error
+    for name, remedy in (
+        ("Config", "a frozen dataclass of plain fields named Config"),
+        ("build", "a function build(config) that returns a jcl.Experiment"),
+    ):
+        if not callable(getattr(module, name, None)):
+            raise InputError(f"{path} has no {name}: give it {remedy}.")
+    if not dataclasses.is_dataclass(module.Config):
+        raise InputError(f"{path}: Config is no dataclass; decorate it with @dataclass.")
+    return module
+
+
+def _run(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")
+    path, rest = Path(arguments[0]), arguments[1:]
+    module = load_config(path)
+    flat: Any = tyro.conf.arg(name="")
+    combined = dataclasses.make_dataclass(
+        "Run", [("config", Annotated[module.Config, flat]), ("options", Annotated[RunOptions, flat])]
+    )
+    parsed = tyro.cli(
+        combined, args=rest, prog=f"jcl run {path}", description=(module.__doc__ or "").strip()
+    )
+
+    from jcl import report
+    from jcl.run import run
+
+    console = Console()
+    finished, place = run(
+        module.build, parsed.config, config_file=path, console=console,
+        **dataclasses.asdict(parsed.options),
+    )  # fmt: skip
+    report.show([finished], console)
+    names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))
+    console.print(f"{place}: {names}", highlight=False, soft_wrap=True)
+
+
+def _report(arguments: list[str]) -> None:
+    from jcl import report
+
+    if not arguments:
+        raise InputError("name the folders of finished runs: jcl report runs/quickstart/naive")
+    report.show([report.read(Path(place)) for place in arguments], Console())
+
+
+def _list(arguments: list[str]) -> None:
+    from jcl import data, models, strategies
+
+    console = Console()
+    place = Path(arguments[0] if arguments else "configs")
+    if not place.is_dir():
+        raise InputError(f"There is no folder {place}: name the one that holds your configs.")
+    table = Table("config", "what it is", title="configs", title_justify="left")
+    for path in sorted(place.rglob("*.py")):
+        table.add_row(str(path), _first_line(ast.get_docstring(ast.parse(path.read_text()))))
+    console.print(table)
+    for title, module in (("strategies", strategies), ("models", models), ("data", data)):
+        table = Table("name", "what it is", title=title, title_justify="left")
+        for name in module.__all__:
+            table.add_row(name, _first_line(getattr(module, name).__doc__))
+        console.print(table)
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().split("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

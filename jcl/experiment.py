@@ -1,0 +1,128 @@
+"""What a config's `build` returns: everything one run needs, composed of library calls."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from jcl import data
+from jcl.core import Strategy
+from jcl.errors import InputError
+from jcl.learner import LossFn
+from jcl.losses import Measure
+from jcl.models import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One method on one stream.
+
+    Attributes:
+        name: the method's, and its run folder's.
+        model: (init, apply, config).
+        loss_fn: of the task, made of the model's apply.
+        strategy: from `jcl.chain`, or an optax transformation.
+        stream: tasks, and the stages trained on.
+        measure: what the matrix holds.
+        batch_size: examples a training batch; the one shape of the run.
+        steps: a stage's training steps; one number for all stages or one for each.
+        epochs: instead of steps, passes over a stage's examples.
+        seed: of the initial params, of dropout and draws, and of the data's order.
+        boundary_batches: batches that `consolidate` gets, drawn from the stage's examples.
+        evaluation_batch_size: examples an evaluation batch; by default `batch_size`.
+        log_every: steps between two lines of metrics.
+    """
+
+    name: str
+    model: Model
+    loss_fn: LossFn
+    strategy: Strategy | optax.GradientTransformation
+    stream: data.Stream
+    measure: Measure
+    batch_size: int
+    steps: int | Sequence[int] | None = None
+    epochs: float | None = None
+    seed: int = 0
+    boundary_batches: int = 8
+    evaluation_batch_size: int | None = None
+    log_every: int = 10
+
+    def __post_init__(self):
+        for field in ("batch_size", "boundary_batches", "log_every"):
+            if getattr(self, field) < 1:
+                raise InputError(f"Experiment({field}={getattr(self, field)}): at least 1.")
+        if (self.steps is None) == (self.epochs is None):
+            raise InputError(
+                f"Experiment {self.name!r}: give either steps or epochs, "
+                f"not steps={self.steps} and epochs={self.epochs}."
+            )
+        if not self.name or "/" in self.name or self.name.startswith("."):
+            raise InputError(f"Experiment(name={self.name!r}): the name becomes a folder's name.")
+
+
+def stage_steps(experiment: Experiment) -> list[int]:
+    """The training steps of every stage.
+
+    Raises:
+        InputError: a stage would have none, or the numbers do not match the stages.
+    """
+    stages = experiment.stream.stages
+    if experiment.epochs is not None:
+        steps = [
+            data.steps_per_epoch(stage, experiment.batch_size, experiment.epochs)
+            for stage in stages
+        ]
+    elif isinstance(experiment.steps, int):
+        steps = [experiment.steps] * len(stages)
+    else:
+        steps = list(experiment.steps or ())
+    if len(steps) != len(stages):
+        raise InputError(
+            f"Experiment {experiment.name!r} has {len(stages)} stages and steps for {len(steps)}: "
+            "give one number, or one for each stage."
+        )
+    if min(steps) < 1:
+        raise InputError(
+            f"Experiment {experiment.name!r}: stage {steps.index(min(steps))} has "
+            f"{min(steps)} steps; every stage needs at least one."
+        )
+    return steps
+
+
+def check(experiment: Experiment) -> Any:
+    """Runs the loss and the measure on shapes alone, before anything is compiled or written.
+
+    Returns:
+        The abstract training batch.
+
+    Raises:
+        InputError: from the data, the model or the loss, each naming what it refuses.
+    """
+    for number, stage in enumerate(experiment.stream.stages):
+        name = stage_name(experiment, number)
+        batches = data.training_batches(stage, experiment.batch_size, experiment.seed, name=name)
+        if number == 0:
+            batch = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batches[0]
+            )
+    stage_steps(experiment)
+    evaluation = next(iter(evaluation_batches(experiment, experiment.stream.tasks[0])))
+    params = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    jax.eval_shape(lambda params, batch: experiment.loss_fn(params, batch, None), params, batch)
+    jax.eval_shape(experiment.measure.function, params, evaluation)
+    return batch
+
+
+def evaluation_batches(experiment: Experiment, task: data.Task) -> Any:
+    """The task's test batches, all of one shape."""
+    return data.evaluation_batches(
+        task.test, experiment.evaluation_batch_size or experiment.batch_size
+    )
+
+
+def stage_name(experiment: Experiment, number: int) -> str:
+    """The task's name where every stage is a task, else the stage's number."""
+    tasks = experiment.stream.tasks
+    return tasks[number].name if len(experiment.stream.stages) == len(tasks) else f"stage {number}"

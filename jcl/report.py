@@ -1,0 +1,176 @@
+"""The proof: report.json, report.md and matrix.png of a run, and runs side by side."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from jcl.errors import InputError
+from jcl.folder import write_json
+from jcl.metrics import METRICS, summary
+
+SCHEMA = 1
+
+
+def make(
+    *,
+    name: str,
+    tasks: list[str],
+    measure: str,
+    higher_is_better: bool,
+    seeds: list[int],
+    matrix: list[list[list[float]]],
+    wall_seconds: float,
+    steps: int,
+    step_seconds_median: float | None,
+    traces: dict[str, int],
+    config: dict[str, Any],
+    versions: dict[str, str],
+) -> dict[str, Any]:
+    """The content of report.json; matrix is [seed][row][task], row 0 before training."""
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "tasks": tasks,
+        "measure": measure,
+        "higher_is_better": higher_is_better,
+        "seeds": seeds,
+        "matrix": matrix,
+        "metrics": summary(np.asarray(matrix), higher_is_better=higher_is_better),
+        "wall_seconds": wall_seconds,
+        "steps": steps,
+        "step_seconds_median": step_seconds_median,
+        "traces": traces,
+        "config": config,
+        "versions": versions,
+    }
+
+
+def write(folder: Path, report: dict[str, Any]) -> list[Path]:
+    """Writes report.json, report.md and matrix.png; returns their paths."""
+    paths = [folder / "report.json", folder / "report.md", folder / "matrix.png"]
+    paths[1].write_text(_markdown(report))
+    _picture(paths[2], report)
+    write_json(paths[0], report)  # last: where it stands, the run is finished
+    return paths
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The report of a finished run.
+
+    Raises:
+        InputError: the folder holds none, or one that this version does not read.
+    """
+    path = Path(folder) / "report.json"
+    try:
+        report = json.loads(path.read_text())
+        schema = report["schema"]
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}): name the folder of a finished run, such as "
+            "runs/quickstart/naive."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no report of a run ({error}).") from error
+    if schema != SCHEMA:
+        raise InputError(f"{path} has schema {schema}; this version of jcl reads {SCHEMA}.")
+    return report
+
+
+def show(reports: Sequence[dict[str, Any]], console: Console) -> None:
+    """Prints each run's matrix, and a table of their metrics side by side."""
+    for report in reports:
+        table = Table(title=_title(report), title_justify="left")
+        for column in ("after", *report["tasks"]):
+            table.add_column(column, justify="left" if column == "after" else "right")
+        for row in _rows(report):
+            table.add_row(*row)
+        console.print(table)
+    table = Table(title="metrics (mean and 95 % interval over seeds)", title_justify="left")
+    table.add_column("")
+    for report in reports:
+        table.add_column(report["name"], justify="right")
+    for name in METRICS:
+        table.add_row(name, *(_interval(report, name) for report in reports))
+    table.add_row("seeds", *(str(len(report["seeds"])) for report in reports))
+    table.add_row("seconds", *(f"{report['wall_seconds']:.0f}" for report in reports))
+    console.print(table)
+
+
+def _title(report: dict[str, Any]) -> str:
+    better = "higher" if report["higher_is_better"] else "lower"
+    return f"{report['name']}: {report['measure']} ({better} is better)"
+
+
+def _rows(report: dict[str, Any]) -> list[list[str]]:
+    mean = np.asarray(report["matrix"]).mean(axis=0)
+    names = ["(before)", *report["tasks"]]
+    if len(mean) != len(names):
+        names = ["(before)", *[f"stage {number}" for number in range(len(mean) - 1)]]
+    return [
+        [name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, mean, strict=True)
+    ]
+
+
+def _interval(report: dict[str, Any], name: str) -> str:
+    metric = report["metrics"][name]
+    if metric["mean"] is None:
+        return "-"
+    interval = "" if metric["ci95"] is None else f" ± {metric['ci95']:.3f}"
+    return f"{metric['mean']:.3f}{interval}"
+
+
+def _markdown(report: dict[str, Any]) -> str:
+    lines = [f"# {_title(report)}", ""]
+    lines += _table(["after", *report["tasks"]], _rows(report))
+    lines += ["", "Mean over seeds " + ", ".join(map(str, report["seeds"])) + "."]
+    lines += ["", "![matrix](matrix.png)", ""]
+    lines += _table(
+        ["metric", "mean and 95 % interval"], [[name, _interval(report, name)] for name in METRICS]
+    )
+    median = report["step_seconds_median"]
+    lines += ["", f"{report['steps']} steps in {report['wall_seconds']:.0f} s"]
+    lines[-1] += "." if median is None else f", median {median * 1000:.1f} ms a step."
+    lines += ["", "| setting | value |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in report["config"].items()]
+    lines += ["", ", ".join(f"{name} {version}" for name, version in report["versions"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+
+
+def _picture(path: Path, report: dict[str, Any]) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = _rows(report)
+    mean = np.asarray(report["matrix"]).mean(axis=0)
+    figure, axes = pyplot.subplots(
+        figsize=(1.6 * len(report["tasks"]) + 2.5, 0.6 * len(rows) + 1.6), layout="constrained"
+    )
+    colours = "viridis" if report["higher_is_better"] else "viridis_r"
+    image = axes.imshow(mean, cmap=colours, aspect="auto")
+    middle = (mean.min() + mean.max()) / 2
+    for row, values in enumerate(mean):
+        for column, value in enumerate(values):
+            bright = (value > middle) == report["higher_is_better"]
+            axes.text(
+                column, row, f"{value:.2f}", ha="center", va="center",
+                color="black" if bright else "white",
+            )  # fmt: skip
+    axes.set_xticks(range(len(report["tasks"])), report["tasks"])
+    axes.set_yticks(range(len(rows)), [row[0] for row in rows])
+    axes.set_xlabel("evaluated on")
+    axes.set_ylabel("after training on")
+    axes.set_title(_title(report), fontsize=10)
+    figure.colorbar(image, ax=axes)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,77 @@
+"""The reservoir: uniform, exact in its counting, whatever the size of the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jcl import InputError
+from jcl.memory import reservoir
+
+
+def filled(capacity, batch, total, key):
+    policy = reservoir(capacity)
+    memory = policy.init({"x": jnp.zeros((batch,), jnp.int32)})
+
+    def insert(memory, number_and_key):
+        number, key = number_and_key
+        items = {"x": number * batch + jnp.arange(batch, dtype=jnp.int32)}
+        return policy.insert(memory, items, key), None
+
+    numbers = jnp.arange(total // batch)
+    return jax.lax.scan(insert, memory, (numbers, jax.random.split(key, total // batch)))[0]
+
+
+@pytest.mark.parametrize(("capacity", "batch"), [(10, 1), (10, 5), (4, 20), (7, 40)])
+def test_uniform_over_thousands_of_streams(capacity, batch):
+    """Every item of a stream of 40 is kept with probability capacity / 40."""
+    streams, total = 6000, 40
+    keys = jax.random.split(jax.random.key(batch), streams)
+    memory = jax.jit(jax.vmap(lambda key: filled(capacity, batch, total, key)))(keys)
+    kept = np.asarray(memory.items["x"])
+    assert np.all(np.asarray(memory.seen) == total)
+    assert all(len(set(row)) == capacity for row in kept)  # no item twice
+    counts = np.bincount(kept.ravel(), minlength=total)
+    chance = capacity / total
+    deviation = (counts - streams * chance) / np.sqrt(streams * chance * (1 - chance))
+    assert np.abs(deviation).max() < 4.5
+    assert 0.5 < np.mean(deviation**2) < 1.7
+
+
+def test_fills_in_order_first():
+    memory = filled(10, 4, 8, jax.random.key(0))
+    np.testing.assert_array_equal(memory.items["x"], [0, 1, 2, 3, 4, 5, 6, 7, 0, 0])
+
+
+def test_where_two_items_take_one_slot_the_later_wins():
+    """With capacity 1 every item that is accepted overwrites the one before it."""
+    policy = reservoir(1)
+    for seed in range(20):
+        key = jax.random.key(seed)
+        memory = policy.insert(policy.init({"x": jnp.zeros(9)}), {"x": jnp.arange(9.0)}, key)
+        drawn = np.asarray(jax.random.randint(key, (9,), 0, jnp.arange(1, 10)))
+        assert float(memory.items["x"][0]) == max(t for t in range(9) if drawn[t] == 0)
+
+
+def test_draws_are_uniform_over_what_is_there():
+    policy = reservoir(100)
+    memory = filled(100, 5, 20, jax.random.key(0))
+    drawn = policy.draw(memory, 40_000, jax.random.key(1))["x"]
+    counts = np.bincount(np.asarray(drawn), minlength=20)
+    assert len(counts) == 20
+    deviation = (counts - 2000) / np.sqrt(2000 * 0.95)
+    assert np.abs(deviation).max() < 4
+
+
+def test_without_a_key_it_is_deterministic():
+    policy = reservoir(5)
+    memory = policy.init({"x": jnp.zeros(8)})
+    first = policy.insert(memory, {"x": jnp.arange(8.0)}, None)
+    again = policy.insert(memory, {"x": jnp.arange(8.0)}, None)
+    np.testing.assert_array_equal(first.items["x"], again.items["x"])
+    assert jnp.all(policy.draw(first, 3, None)["x"] == policy.draw(first, 3, None)["x"])
+
+
+def test_capacity_zero_is_refused():
+    with pytest.raises(InputError, match="capacity of at least 1"):
+        reservoir(0)
