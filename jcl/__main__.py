@@ -99,7 +99,8 @@ def _run(arguments: list[str]) -> None:
     module = load_config(path)
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(
-        "Run", [("config", Annotated[module.Config, flat]), ("options", Annotated[RunOptions, flat])]
+        "Run",
+        [("config", Annotated[module.Config, flat]), ("options", Annotated[RunOptions, flat])],
     )
     parsed = tyro.cli(
         combined, args=rest, prog=f"jcl run {path}", description=(module.__doc__ or "").strip()

@@ -93,7 +93,7 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
         damage = _damage(path)
         if damage:
             warnings.warn(
-                f"The checkpoint {path} is damaged ({damage}) and passed over for the one before it.",
+                f"The checkpoint {path} is damaged ({damage}): the one before it is taken.",
                 stacklevel=2,
             )
             path.rename(_free(path.with_suffix(".damaged")))

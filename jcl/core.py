@@ -380,5 +380,8 @@ def _check_patterns(part: str, patterns: Sequence[str], params: Params) -> None:
 def _merge(tree: Params, chosen: Params) -> Params:
     """The tree, with the leaves of `chosen` that are not None in place of its own."""
     return jax.tree.map(
-        lambda new, old: old if new is None else new, chosen, tree, is_leaf=lambda leaf: leaf is None
+        lambda new, old: old if new is None else new,
+        chosen,
+        tree,
+        is_leaf=lambda leaf: leaf is None,
     )

@@ -1,9 +1,9 @@
 """The run folder: who may write to it, what made it, and its lines of metrics.
 
-    config.json    what was run, on what; compared when the run goes on
-    metrics.jsonl  a line per logged step and per evaluation
-    checkpoints/   see checkpoint.py
-    report.json    report.md    matrix.png
+config.json    what was run, on what; compared when the run goes on
+metrics.jsonl  a line per logged step and per evaluation
+checkpoints/   see checkpoint.py
+report.json    report.md    matrix.png
 """
 
 import ast
@@ -33,7 +33,12 @@ CONTENTS = ("config.json", "metrics.jsonl", "checkpoints", "report.json", "repor
 
 
 def describe(
-    *, name: str, config: dict[str, Any], config_file: Path, hashes: dict[str, str], seeds: list[int]
+    *,
+    name: str,
+    config: dict[str, Any],
+    config_file: Path,
+    hashes: dict[str, str],
+    seeds: list[int],
 ) -> dict[str, Any]:
     """What config.json holds: the identity of the run, and the machine that began it."""
     devices = jax.devices()

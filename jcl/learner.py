@@ -192,9 +192,7 @@ def over_seeds(learner: Learner) -> Learner:
     )
 
 
-def _see(
-    strategy: Strategy, state: State, params: Params, batch: Batch
-) -> tuple[Params, Batch]:
+def _see(strategy: Strategy, state: State, params: Params, batch: Batch) -> tuple[Params, Batch]:
     """What the model sees. The targets are kept from the view, which serves predict as well."""
     hidden = {name: leaf for name, leaf in batch.items() if name == "targets"}
     shown = {name: leaf for name, leaf in batch.items() if name != "targets"}

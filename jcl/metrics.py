@@ -92,4 +92,3 @@ def _mean_and_interval(
         error = numbers.std(ddof=1) / np.sqrt(len(numbers))
         interval = float(stats.t.ppf(0.975, len(numbers) - 1) * error)
     return {"mean": float(numbers.mean()), "ci95": interval, "values": list(values)}
-

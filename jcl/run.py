@@ -197,7 +197,7 @@ class _Program:
     def __init__(self, experiments: list[Experiment]):
         self.experiments = experiments
         first = experiments[0]
-        self._batch = check(first)
+        self._batch = _check_all(experiments)
         self._placement = Placement(first.batch_size)
         self._learner = learner(first.loss_fn, first.strategy, measure=first.measure.function)
         functions = over_seeds(self._learner) if len(experiments) > 1 else self._learner
@@ -211,9 +211,7 @@ class _Program:
             donate_argnums=0,
             out_shardings=place,
         )
-        self._evaluate = jax.jit(
-            self._counted("evaluate", functions.evaluate), out_shardings=place
-        )
+        self._evaluate = jax.jit(self._counted("evaluate", functions.evaluate), out_shardings=place)
         self._finite = jax.jit(_all_finite)
         self.abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -259,9 +257,9 @@ class _Program:
     def check_finite(self, state: LearnerState, position: Position) -> None:
         """Refuses params that are not finite, so that none is ever saved."""
         if not bool(self._finite(state.params)):
+            name = stage_name(self.experiments[0], max(0, position.stage - (position.step == 0)))
             raise Diverged(
-                f"The params are not finite in stage {position.stage} at step {position.step}: "
-                f"{_REMEDY}"
+                f"The params are not finite at task {name}, step {position.step}: {_REMEDY}"
             )
 
     def count_traces(self, position: Position) -> None:
@@ -284,9 +282,7 @@ class _Program:
     def _shuffled(self, experiment: Experiment, stage: int, purpose: str) -> Any:
         entropy = (experiment.seed, stage, ("train", "boundary").index(purpose))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
-        return data.training_batches(
-            experiment.stream.stages[stage], experiment.batch_size, seed
-        )
+        return data.training_batches(experiment.stream.stages[stage], experiment.batch_size, seed)
 
     def _place(self, batches: Any, leading: int = 0) -> Any:
         """One batch per seed -> one batch on the device."""
@@ -369,6 +365,26 @@ def _all_finite(params: Any) -> jax.Array:
     return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
 
 
+def _check_all(experiments: list[Experiment]) -> Any:
+    """The abstract batch of all the seeds' experiments, which must agree in every shape."""
+    shapes = [
+        (
+            check(experiment),
+            stage_steps(experiment),
+            [(task.name, len(task.test)) for task in experiment.stream.tasks],
+        )
+        for experiment in experiments
+    ]
+    for experiment, found in zip(experiments, shapes, strict=True):
+        if found != shapes[0]:
+            raise InputError(
+                f"Seeds {experiments[0].seed} and {experiment.seed} differ in the shape of a batch,"
+                " the steps of a stage or the examples of a test, so they cannot share one "
+                "program: run them one by one, each with its own --seed and --out."
+            )
+    return shapes[0][0]
+
+
 def _build(build: Callable[[Any], Experiment], config: Any, seeds: int) -> list[Experiment]:
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one.")
@@ -376,8 +392,7 @@ def _build(build: Callable[[Any], Experiment], config: Any, seeds: int) -> list[
         experiments = [build(config)]
     elif hasattr(config, "seed"):
         experiments = [
-            build(dataclasses.replace(config, seed=config.seed + number))
-            for number in range(seeds)
+            build(dataclasses.replace(config, seed=config.seed + number)) for number in range(seeds)
         ]
     else:
         raise InputError(f"--seeds {seeds} needs a field `seed` in the config's Config.")

@@ -14,6 +14,4 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 from jaxtyping import install_import_hook
 
-install_import_hook(
-    ["jcl.losses", "jcl.memory", "jcl.metrics", "jcl.models"], "beartype.beartype"
-)
+install_import_hook(["jcl.losses", "jcl.memory", "jcl.metrics", "jcl.models"], "beartype.beartype")

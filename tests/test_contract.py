@@ -160,7 +160,7 @@ def test_seeds_in_one_program_equal_separate_runs(name):
     state = state._replace(step=jnp.int32(0), task_step=jnp.int32(0), task_steps=jnp.int32(1))
     alone = [train(row, state)[0] for state in states]
     step, consolidate = jax.jit(together.step), jax.jit(together.consolidate)
-    repeat = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), tree)  # noqa: E731
+    repeat = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), tree)
     for task, steps in enumerate(STEPS):
         state = jcl.start_task(state, steps)
         for number in range(steps):
@@ -256,7 +256,7 @@ def test_plain_optax_is_what_optax_does():
     params, moments = toy.params(), ADAMW.init(toy.params())
     for task, steps in enumerate(STEPS):
         for number in range(steps):
-            gradient = jax.grad(lambda params: toy.loss_fn(params, batch, None)[0])  # noqa: B023
+            gradient = jax.grad(lambda params: toy.loss_fn(params, batch, None)[0])
             batch = toy.batch(number, task)
             updates, moments = ADAMW.update(gradient(params), moments, params)
             params = optax.apply_updates(params, updates)

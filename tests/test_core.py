@@ -130,9 +130,7 @@ def test_periodically_consolidates_on_the_last_batches():
     def consolidate(state, params, *, batches, **_):
         return state + batches["inputs"].sum(axis=(1, 2)), params
 
-    part = jcl.strategy(
-        name="sums", init=lambda params, **_: jnp.zeros(2), consolidate=consolidate
-    )
+    part = jcl.strategy(name="sums", init=lambda params, **_: jnp.zeros(2), consolidate=consolidate)
     learner = jcl.learner(
         toy.loss_fn, jcl.chain(jcl.periodically(part, every=3, batches=2), optax.sgd(0.1))
     )
@@ -190,9 +188,7 @@ def test_only_restricts_state_updates_and_gradients():
 
 
 def test_only_differentiates_only_the_chosen():
-    learner = jcl.learner(
-        toy.loss_fn, jcl.chain(jcl.only("body/*", jcl.ewc(1.0)), optax.sgd(0.1))
-    )
+    learner = jcl.learner(toy.loss_fn, jcl.chain(jcl.only("body/*", jcl.ewc(1.0)), optax.sgd(0.1)))
     full = jcl.learner(toy.loss_fn, jcl.chain(jcl.ewc(1.0), optax.sgd(0.1)))
     state = learner.init(None, toy.params(), toy.batch(0))
     part = learner.consolidate(state, toy.stacked()).strategy[0]
@@ -243,7 +239,7 @@ def test_scheduled_follows_the_progress_of_tasks_of_any_length():
         for number in range(3):
             gradient = jax.grad(lambda p: toy.loss_fn(p, toy.batch(0), None)[0])(state.params)
             expected = jax.tree.map(
-                lambda p, g: p - (1 - number / steps) * g,  # noqa: B023
+                lambda p, g: p - (1 - number / steps) * g,
                 state.params,
                 gradient,
             )
@@ -256,7 +252,8 @@ def test_scheduled_follows_the_progress_of_tasks_of_any_length():
 def test_any_optax_transformation_composes():
     for transformation in (
         optax.lion(1e-3), optax.adafactor(1e-3), optax.chain(optax.clip(1.0), optax.sgd(0.1)),
-        optax.contrib.reduce_on_plateau(), optax.apply_every(2), optax.contrib.schedule_free_adamw(),
+        optax.contrib.reduce_on_plateau(), optax.apply_every(2),
+        optax.contrib.schedule_free_adamw(),
         optax.partition({"train": optax.adam(1e-3), "freeze": optax.set_to_zero()},
                         {"body": "freeze", "head": "train"}),
     ):  # fmt: skip
@@ -273,7 +270,7 @@ def test_a_loss_of_the_wrong_shape_is_refused():
         ({"logits": 0}, "must return"),
         ({"logits": 0, "losses": jnp.ones(3)}, "one number per example"),
     ]:
-        learner = jcl.learner(lambda p, b, k: (jnp.zeros(()), aux), optax.sgd(0.1))  # noqa: B023
+        learner = jcl.learner(lambda p, b, k: (jnp.zeros(()), aux), optax.sgd(0.1))
         with pytest.raises(InputError, match=message):
             learner.init(None, toy.params(), toy.batch(0))
 

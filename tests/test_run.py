@@ -100,7 +100,9 @@ def test_the_folder_and_the_report(finished):
     assert report["higher_is_better"] is False
     assert report["metrics"]["forgetting"]["ci95"] is None
     config = json.loads((finished / "config.json").read_text())
-    assert {"config_hash", "data", "seeds", "versions", "devices", "threads", "flags"} <= set(config)
+    assert {"config_hash", "data", "seeds", "versions", "devices", "threads", "flags"} <= set(
+        config
+    )
     assert set(config["data"]) == {"vowels", "digits", "signs"}
     lines = [json.loads(line) for line in metric_lines(finished)]
     assert {line["kind"] for line in lines} == {"step", "evaluation"}

@@ -159,7 +159,10 @@ def test_replay_gradient_of_a_full_memory_is_that_of_both_batches():
 
 
 def test_replay_inserts_where_it_is_told():
-    for insert, seen in [("step", (3 * toy.BATCH, 3 * toy.BATCH)), ("boundary", (0, 4 * toy.BATCH))]:
+    for insert, seen in [
+        ("step", (3 * toy.BATCH, 3 * toy.BATCH)),
+        ("boundary", (0, 4 * toy.BATCH)),
+    ]:
         learner = jcl.learner(
             toy.loss_fn, jcl.chain(jcl.replay(100, 4, insert=insert), optax.sgd(0.1))
         )

@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jcl.core import Batch, Params, Strategy, strategy
 from jcl.errors import InputError
@@ -75,7 +76,7 @@ def ewc(
             params,
             state.anchor,
         )
-        return {"ewc": 0.5 * strength * sum(jax.tree.leaves(bowls))}
+        return {"ewc": 0.5 * strength * jnp.asarray(optax.tree.sum(bowls))}
 
     def consolidate(state, params, *, batches, loss_fn, key, **_):
         new = fisher(loss_fn, params, batches, key, targets=targets, chunk=chunk)

@@ -1,4 +1,4 @@
-"""A byte model of one hidden layer on three small texts that differ in size, for tests of the run."""
+"""A byte model of one hidden layer on three small texts that differ in size, for the tests."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,0 +1,42 @@
+# A fresh Debian machine needs python3 (3.11 or newer), python3-venv and make; the rest is set up here.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-fast check parity claims bench clean
+
+demo: .venv/demo
+	$(BIN)/jcl run configs/quickstart.py --method naive
+	$(BIN)/jcl run configs/quickstart.py --method replay_ewc
+	$(BIN)/jcl report runs/quickstart/naive runs/quickstart/replay_ewc
+
+test: .venv/test
+	$(BIN)/python -m pytest
+
+test-fast: .venv/test
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+parity: .venv/parity
+	$(BIN)/python -m pytest tests/test_gpt2.py
+
+claims: .venv/demo
+	$(BIN)/python benchmarks/quickstart.py
+
+bench: .venv/bench
+	$(BIN)/python benchmarks/step.py
+
+clean:
+	rm -rf .venv runs
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# One stamp for each extra: made when it is installed, made anew when the versions change.
+.venv/demo .venv/test .venv/parity .venv/bench: pyproject.toml constraints.txt | .venv/bin/python
+	$(INSTALL) -e ".[$(notdir $@)]"
+	touch $@

@@ -1,0 +1,133 @@
+"""Losses of a task and measures of a result, made from a model's apply.
+
+A loss is (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"}; losses hold one
+number per example. Without targets in the batch (predict) the scalar is 0 and aux has only the
+logits. The logits are returned lazily: XLA drops them where no strategy reads them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+Apply = Callable[..., jax.Array]
+LossFn = Callable[[Any, dict[str, Any], jax.Array | None], tuple[jax.Array, dict[str, Any]]]
+
+
+class Measure(NamedTuple):
+    """What a matrix holds.
+
+    Attributes:
+        name: such as "accuracy" or "bits_per_byte".
+        higher_is_better: its direction.
+        function: (params, batch) -> (sum, count); the measure is the sum of the sums over the sum
+            of the counts.
+    """
+
+    name: str
+    higher_is_better: bool
+    function: Callable[[Any, dict[str, Any]], tuple[jax.Array, jax.Array]]
+
+
+def causal_lm(apply: Apply) -> LossFn:
+    """Mean cross-entropy, in nats, over the counted targets of a batch of blocks.
+
+    Args:
+        apply: (params, inputs [batch, length], key) -> logits [batch, length, vocab].
+
+    The batch holds inputs and targets [batch, length], targets already shifted, and may hold a
+    mask of the same shape (1 where the target counts). An example's loss is the mean over its own
+    counted targets.
+    """
+
+    def loss_fn(params, batch, key):
+        logits = apply(params, batch["inputs"], key)
+        if "targets" not in batch:
+            return jnp.zeros(()), {"logits": logits}
+        losses = cross_entropy(logits, batch["targets"])
+        mask = _mask(batch, losses)
+        each = (losses * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
+        loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+        return loss, {"logits": logits, "losses": each}
+
+    return loss_fn
+
+
+def classify(apply: Apply) -> LossFn:
+    """Mean cross-entropy, in nats, of a batch of labelled examples.
+
+    Args:
+        apply: (params, inputs, key) -> logits [batch, classes].
+
+    The batch holds inputs and targets [batch], and may hold a mask [batch] and a label_mask
+    [batch, classes] of the classes that an example may be given.
+    """
+
+    def loss_fn(params, batch, key):
+        logits = mask_labels(apply(params, batch["inputs"], key), batch.get("label_mask"))
+        if "targets" not in batch:
+            return jnp.zeros(()), {"logits": logits}
+        losses = cross_entropy(logits, batch["targets"])
+        mask = _mask(batch, losses)
+        loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+        return loss, {"logits": logits, "losses": losses * mask}
+
+    return loss_fn
+
+
+def bits_per_byte(apply: Apply, bytes_per_token: np.ndarray) -> Measure:
+    """Bits needed for the counted targets, specials included, per byte of their text.
+
+    Args:
+        apply: as in `causal_lm`.
+        bytes_per_token: [vocab], the length in bytes of each token's text; 0 for specials.
+    """
+    table = np.asarray(bytes_per_token, np.float32)
+
+    def function(params, batch):
+        losses = cross_entropy(apply(params, batch["inputs"], None), batch["targets"])
+        mask = _mask(batch, losses)
+        bits = (losses * mask).sum() / jnp.log(2.0)
+        return bits, (jnp.asarray(table)[batch["targets"]] * mask).sum()
+
+    return Measure("bits_per_byte", False, function)
+
+
+def accuracy(apply: Apply) -> Measure:
+    """The share of examples whose likeliest class is the target.
+
+    Args:
+        apply: as in `classify`.
+    """
+
+    def function(params, batch):
+        logits = mask_labels(apply(params, batch["inputs"], None), batch.get("label_mask"))
+        right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
+        mask = _mask(batch, right)
+        return (right * mask).sum(), mask.sum()
+
+    return Measure("accuracy", True, function)
+
+
+def cross_entropy(
+    logits: Float[Array, "*rows classes"], targets: Int[Array, "*rows"]
+) -> Float[Array, "*rows"]:
+    """-log softmax(logits)[target], in nats."""
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen
+
+
+def mask_labels(
+    logits: Float[Array, "batch classes"],
+    label_mask: Bool[Array, "batch classes"] | Float[Array, "batch classes"] | None,
+) -> Float[Array, "batch classes"]:
+    """The logits, very negative where the mask is 0."""
+    return logits if label_mask is None else jnp.where(label_mask > 0, logits, -1e9)
+
+
+def _mask(batch: dict[str, Any], losses: jax.Array) -> jax.Array:
+    mask = batch.get("mask")
+    return jnp.ones_like(losses) if mask is None else mask.astype(losses.dtype)

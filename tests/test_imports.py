@@ -1,0 +1,70 @@
+"""Who may import whom, and what importing jcl does not do."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "jcl"
+
+# part: the parts of jcl it may import, errors aside
+ALLOWED = {
+    "errors": set(),
+    "core": set(),
+    "memory": set(),
+    "strategies": {"core", "memory", "strategies"},
+    "learner": {"core"},
+    "losses": set(),
+    "metrics": set(),
+    "models": {"models"},
+    "data": {"data"},
+    "sharding": set(),
+    "checkpoint": set(),
+    "folder": set(),
+    "progress": set(),
+    "report": {"folder", "metrics"},
+    "experiment": {"core", "data", "learner", "losses", "models"},
+    "run": {
+        "checkpoint", "data", "experiment", "folder", "learner", "progress", "report", "sharding",
+    },
+    "__main__": {"data", "models", "report", "run", "strategies"},
+    "__init__": {"core", "data", "experiment", "learner", "losses", "models", "strategies"},
+}  # fmt: skip
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "jcl":
+            inner = node.module.split(".")[1:]
+            yield from [inner[0]] if inner else [alias.name for alias in node.names]
+        elif isinstance(node, ast.Import):
+            yield from [a.name.split(".")[1] for a in node.names if a.name.startswith("jcl.")]
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
+def test_imports_point_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert set(imported(path)) - {"errors"} <= ALLOWED[part]
+
+
+def test_no_tensorflow_no_torch_no_plotting_at_import():
+    code = (
+        "import sys, jcl, jcl.__main__; "
+        "print([m for m in ('tensorflow', 'torch', 'matplotlib', 'transformers') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_strategies_stay_short():
+    for path in (PACKAGE / "strategies").glob("*.py"):
+        tree = ast.parse(path.read_text())
+        docstrings = sum(
+            node.end_lineno - node.lineno + 1
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        )
+        assert len(path.read_text().splitlines()) - docstrings <= 120, path.name
