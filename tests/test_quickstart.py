@@ -20,6 +20,7 @@ SIZES = {
     "boundary-batches": 1,
 }
 SMALL = [word for name, value in SIZES.items() for word in (f"--{name}", str(value))]
+SMALL += ["--boundary-batches", "1"]
 
 
 @pytest.mark.slow

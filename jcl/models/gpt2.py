@@ -90,7 +90,7 @@ def gpt2(config: GPT2Config | str) -> Model:
         config = GPT2_SIZES[config]
     module = GPT2(config)
 
-    def init(key: jax.Array) -> dict[str, Any]:
+    def init(key: jax.Array) -> Any:
         return module.init(key, jnp.zeros((1, 1), jnp.int32), None)["params"]
 
     def apply(
