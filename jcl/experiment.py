@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import optax
@@ -33,6 +33,7 @@ class Experiment:
         boundary_batches: batches that `consolidate` gets, drawn from the stage's examples.
         evaluation_batch_size: examples an evaluation batch; by default `batch_size`.
         log_every: steps between two lines of metrics.
+        seeds_by: how several seeds share one program, as in `jcl.over_seeds`.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Experiment:
     boundary_batches: int = 8
     evaluation_batch_size: int | None = None
     log_every: int = 10
+    seeds_by: Literal["vmap", "map"] = "vmap"
 
     def __post_init__(self):
         for field in ("batch_size", "boundary_batches", "log_every"):

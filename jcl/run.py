@@ -200,7 +200,9 @@ class _Program:
         self._batch = _check_all(experiments)
         self._placement = Placement(first.batch_size)
         self._learner = learner(first.loss_fn, first.strategy, measure=first.measure.function)
-        functions = over_seeds(self._learner) if len(experiments) > 1 else self._learner
+        functions = self._learner
+        if len(experiments) > 1:
+            functions = over_seeds(self._learner, by=first.seeds_by)
         place = self._placement.state
         self._traces = collections.Counter()
         self.step = jax.jit(

@@ -151,10 +151,12 @@ def test_scan_equals_loop(name):
     assert_close(scan(begin(row.learner), stacked)[0], looped)
 
 
-@rows
-def test_seeds_in_one_program_equal_separate_runs(name):
+@pytest.mark.parametrize(
+    ("name", "by"), [(name, "vmap") for name in TABLE] + [("nested chain", "map")]
+)
+def test_seeds_in_one_program_equal_separate_runs(name, by):
     row = compiled(name)
-    together = jcl.over_seeds(row.learner)
+    together = jcl.over_seeds(row.learner, by=by)
     states = [begin(row.learner, seed, key=seed) for seed in range(3)]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     state = state._replace(step=jnp.int32(0), task_step=jnp.int32(0), task_steps=jnp.int32(1))

@@ -1,0 +1,210 @@
+"""The training step of jcl against Hugging Face's GPT-2 in PyTorch, and what a strategy adds to it.
+
+Command:  python benchmarks/step.py [--sizes byte small] [--repeats 15] [--out step.json]
+
+float32, dropout 0, AdamW with the same settings, the same shapes, one process, all steps timed in
+turn (A B C A B C ...), medians. "share of peak" is the step's floating-point operations a second
+over the best float32 matmul rate that JAX or PyTorch reaches in the same run; the operations are
+6 per token and parameter of a matmul (the head's included) and 12 layers length width per token
+for attention, whose upper triangle is computed and thrown away.
+"""
+
+import argparse
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jcl
+from jcl.models import GPT2Config
+
+SIZES = {
+    "byte": (GPT2Config(258, positions=128, width=128, layers=4, heads=4, dropout=0.0), 16, 128),
+    "small": (GPT2Config(dropout=0.0), 4, 128),
+}
+RATE, DECAY = 1e-4, 1e-4
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    try:
+        import torch
+    except ImportError:
+        print('PyTorch is the peer of this benchmark: pip install "jcl[bench]"', file=sys.stderr)
+        return 1
+    results = {"command": " ".join(["python", *sys.argv]), "machine": machine(torch)}
+    print(json.dumps(results["machine"]))
+    results["matmul_peak"] = peak = matmul_peak(torch)
+    print(f"float32 matmul peak of this run: {peak / 1e9:.0f} GFLOP/s")
+    for size in arguments.sizes:
+        results[size] = compare(torch, size, arguments.repeats, peak)
+    if arguments.out:
+        arguments.out.write_text(json.dumps(results, indent=1))
+    return 0
+
+
+def compare(torch, size, repeats, peak):
+    """Times every step of a size in turn and prints the table."""
+    config, batch_size, length = SIZES[size]
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length + 1))
+    batch = {
+        "inputs": jnp.asarray(tokens[:, :-1], jnp.int32),
+        "targets": jnp.asarray(tokens[:, 1:], jnp.int32),
+    }
+    optimizer = optax.adamw(RATE, weight_decay=DECAY)
+    replay = jcl.replay(capacity=1000, size=batch_size)
+    chains = {
+        "jcl naive": jcl.chain(optimizer),
+        "jcl replay": jcl.chain(replay, optimizer),
+        "jcl EWC": jcl.chain(jcl.ewc(strength=100.0), optimizer),
+    }
+    steps, memory = {"PyTorch naive": torch_step(torch, config, tokens)}, {}
+    for name, chain in chains.items():
+        steps[name], memory[name] = jcl_step(config, chain, batch)
+    parts = partial_steps(config, batch)
+
+    times = in_turn(steps | parts, repeats)
+    flops = operations(config, length) * batch_size * length
+    naive, theirs = times["jcl naive"], times["PyTorch naive"]
+    print(f"\n{size}: {config.layers} x {config.width}, batch {batch_size} x {length}")
+    for name, seconds in times.items():
+        print(f"  {name:18} {seconds * 1e3:9.1f} ms", end="")
+        if name in steps:
+            work = 2 * flops if name == "jcl replay" else flops
+            print(f"  {work / seconds / 1e9:6.0f} GFLOP/s  {work / seconds / peak:4.0%} of peak")
+        else:
+            print()
+    ratios = {
+        "jcl / PyTorch": naive / theirs,
+        "replay / naive": times["jcl replay"] / naive,
+        "EWC / naive": times["jcl EWC"] / naive,
+    }
+    for name, ratio in ratios.items():
+        print(f"  {name:18} {ratio:9.2f}")
+    for name, (argument, counted) in memory.items():
+        verdict = "equal" if argument == counted else "NOT EQUAL"
+        print(f"  {name:18} {argument:,} bytes of arguments, {counted:,} counted: {verdict}")
+    gc.collect()
+    return {"seconds": times, "ratios": ratios, "argument_and_counted_bytes": memory}
+
+
+def jcl_step(config, chain, batch):
+    """A function that takes one step and waits for it; and the step's argument bytes, counted."""
+    model = jcl.models.gpt2(config)
+    learner = jcl.learner(jcl.losses.causal_lm(model.apply), chain)
+    state = learner.init(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), batch)
+    compiled = jax.jit(learner.step, donate_argnums=0).lower(state, batch).compile()
+    counted = sum(
+        jax.random.key_data(leaf).nbytes if "key" in str(leaf.dtype) else leaf.nbytes
+        for leaf in jax.tree.leaves((state, batch))
+    )
+    held = [state]
+    del state
+
+    def run():
+        held[0], metrics = compiled(held[0], batch)
+        jax.block_until_ready((held[0].params, metrics))
+
+    return run, (compiled.memory_analysis().argument_size_in_bytes, counted)
+
+
+def partial_steps(config, batch):
+    """Where the time goes: the forward pass alone, and with the backward pass."""
+    model = jcl.models.gpt2(config)
+    loss_fn = jcl.losses.causal_lm(model.apply)
+    params = jax.jit(model.init)(jax.random.key(0))
+    forward = jax.jit(lambda params: loss_fn(params, batch, None)[0])
+    gradient = jax.jit(jax.grad(lambda params: loss_fn(params, batch, None)[0]))
+    return {
+        "  forward": lambda: jax.block_until_ready(forward(params)),
+        "  and backward": lambda: jax.block_until_ready(gradient(params)),
+    }
+
+
+def torch_step(torch, config, tokens):
+    """Hugging Face's GPT-2 at PyTorch's best plain setting: sdpa attention and fused AdamW."""
+    import transformers
+
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=config.vocab_size, n_positions=config.positions, n_embd=config.width,
+            n_layer=config.layers, n_head=config.heads, resid_pdrop=0.0, embd_pdrop=0.0,
+            attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa", bos_token_id=0,
+            eos_token_id=0,
+        )
+    ).train()  # fmt: skip
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
+    inputs, targets = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])
+
+    def run():
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(inputs).logits
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+
+    return run
+
+
+def operations(config, length):
+    """Floating-point operations of a training step per token."""
+    matmuls = config.layers * 12 * config.width**2 + config.vocab_size * config.width
+    return 6 * matmuls + 12 * config.layers * length * config.width
+
+
+def matmul_peak(torch):
+    """The best rate of a square float32 matmul in either library, in operations a second."""
+    runs = {}
+    for side in (2048, 4096):
+        ours = jnp.ones((side, side))
+        theirs = torch.ones(side, side)
+        multiply = jax.jit(jnp.matmul)
+        runs[side, "jax"] = lambda a=ours, f=multiply: f(a, a).block_until_ready()
+        runs[side, "torch"] = lambda a=theirs: a @ a
+    times = in_turn(runs, 7, statistic=min)
+    return max(2 * side**3 / seconds for (side, _), seconds in times.items())
+
+
+def in_turn(runs, repeats, statistic=statistics.median):
+    """Seconds of each function: two warm-ups, then all in turn, `repeats` times."""
+    for run in runs.values():
+        run()
+        run()
+    times = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistic(each) for name, each in times.items()}
+
+
+def machine(torch):
+    packages = ("jcl", "jax", "jaxlib", "flax", "optax", "transformers", "torch", "numpy")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+         if line.startswith("model name")),
+        platform.processor(),
+    )  # fmt: skip
+    return {
+        "cpu": cpu, "cores": len(os.sched_getaffinity(0)), "torch_threads": torch.get_num_threads(),
+        "python": platform.python_version(), "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        **{package: importlib.metadata.version(package) for package in packages},
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
