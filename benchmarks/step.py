@@ -2,6 +2,7 @@
 
 Command:  python benchmarks/step.py [--sizes byte small] [--repeats 15] [--out step.json]
 
+Both libraries run with the allocator settings of `jcl run` (jcl/allocator.py).
 float32, dropout 0, AdamW with the same settings, the same shapes, one process, all steps timed in
 turn (A B C A B C ...), medians. "share of peak" is the step's floating-point operations a second
 over the best float32 matmul rate that JAX or PyTorch reaches in the same run; the operations are
@@ -26,6 +27,7 @@ import numpy as np
 import optax
 
 import jcl
+from jcl.allocator import keep_freed_memory
 from jcl.models import GPT2Config
 
 SIZES = {
@@ -41,6 +43,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    keep_freed_memory()
     try:
         import torch
     except ImportError:

@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jcl.allocator import keep_freed_memory
 from jcl.errors import InputError
 
 USAGE = """jcl: continual and online learning for language models
@@ -95,6 +96,7 @@ def load_config(path: Path) -> ModuleType:
 def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")
+    keep_freed_memory()
     path, rest = Path(arguments[0]), arguments[1:]
     module = load_config(path)
     flat: Any = tyro.conf.arg(name="")

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "jcl"
 # part: the parts of jcl it may import, errors aside
 ALLOWED = {
     "errors": set(),
+    "allocator": set(),
     "core": set(),
     "memory": set(),
     "strategies": {"core", "memory", "strategies"},
@@ -29,7 +30,7 @@ ALLOWED = {
     "run": {
         "checkpoint", "data", "experiment", "folder", "learner", "progress", "report", "sharding",
     },
-    "__main__": {"data", "models", "report", "run", "strategies"},
+    "__main__": {"allocator", "data", "models", "report", "run", "strategies"},
     "__init__": {"core", "data", "experiment", "learner", "losses", "models", "strategies"},
 }  # fmt: skip
 
