@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.util
+import inspect
 import sys
 import warnings
 from pathlib import Path
@@ -88,8 +89,16 @@ def load_config(path: Path) -> ModuleType:
     ):
         if not callable(getattr(module, name, None)):
             raise InputError(f"{path} has no {name}: give it {remedy}.")
-    if not dataclasses.is_dataclass(module.Config):
-        raise InputError(f"{path}: Config is no dataclass; decorate it with @dataclass.")
+    settings = getattr(module.Config, "__dataclass_params__", None)
+    if settings is None or not settings.frozen:
+        raise InputError(f"{path}: decorate Config with @dataclass(frozen=True).")
+    taken = {field.name for field in dataclasses.fields(RunOptions)}
+    for field in dataclasses.fields(module.Config):
+        if field.name in taken:
+            raise InputError(
+                f"{path}: Config has a field {field.name!r}, which is an option of `jcl run` "
+                f"({', '.join(sorted(taken))}): give it another name."
+            )
     return module
 
 
@@ -111,14 +120,14 @@ def _run(arguments: list[str]) -> None:
     from jcl import report
     from jcl.run import run
 
-    console = Console()
+    console = _console()
     finished, place = run(
         module.build, parsed.config, config_file=path, console=console,
         **dataclasses.asdict(parsed.options),
     )  # fmt: skip
     report.show([finished], console)
     names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))
-    console.print(f"{place}: {names}", highlight=False, soft_wrap=True)
+    console.print(f"{place}: {names}", soft_wrap=True)
 
 
 def _report(arguments: list[str]) -> None:
@@ -126,25 +135,42 @@ def _report(arguments: list[str]) -> None:
 
     if not arguments:
         raise InputError("name the folders of finished runs: jcl report runs/quickstart/naive")
-    report.show([report.read(Path(place)) for place in arguments], Console())
+    report.show([report.read(Path(place)) for place in arguments], _console())
 
 
 def _list(arguments: list[str]) -> None:
     from jcl import data, models, strategies
 
-    console = Console()
+    console = _console()
     place = Path(arguments[0] if arguments else "configs")
     if not place.is_dir():
         raise InputError(f"There is no folder {place}: name the one that holds your configs.")
     table = Table("config", "what it is", title="configs", title_justify="left")
     for path in sorted(place.rglob("*.py")):
-        table.add_row(str(path), _first_line(ast.get_docstring(ast.parse(path.read_text()))))
+        try:
+            table.add_row(str(path), _first_line(ast.get_docstring(ast.parse(path.read_bytes()))))
+        except (SyntaxError, ValueError) as error:
+            table.add_row(str(path), f"(cannot be read: {error})")
     console.print(table)
-    for title, module in (("strategies", strategies), ("models", models), ("data", data)):
+    streams = [
+        name
+        for name in data.__all__
+        if inspect.isfunction(getattr(data, name))
+        and inspect.signature(getattr(data, name)).return_annotation is data.Stream
+    ]
+    for title, module, names in (
+        ("strategies", strategies, strategies.__all__),
+        ("models", models, [name for name in models.__all__ if name.islower()]),
+        ("streams", data, streams),
+    ):
         table = Table("name", "what it is", title=title, title_justify="left")
-        for name in module.__all__:
+        for name in names:
             table.add_row(name, _first_line(getattr(module, name).__doc__))
         console.print(table)
+
+
+def _console() -> Console:
+    return Console(markup=False, highlight=False)  # names may hold brackets
 
 
 def _first_line(docstring: str | None) -> str:

@@ -1,15 +1,16 @@
 """Checkpoints: Orbax's arrays with a manifest of SHA-256 sums, complete or absent.
 
-A checkpoint is a folder `checkpoints/000007/` with `state/` (Orbax), `progress.json` and
-`manifest.json`. It is written under another name, synced, and renamed, so that a kill at any
-moment leaves either all of it or none. The manifest is verified before a restore, since Orbax
-restores a flipped bit without a word.
+A checkpoint is a folder `checkpoints/000007/` with `state/` (Orbax), `progress.json`,
+`manifest.json` and the manifest's own sum, `manifest.sha256`. It is written under another name,
+synced, and renamed, so that a kill at any moment leaves either all of it or none. The manifest is
+verified before a restore, since Orbax restores a flipped bit without a word.
 """
 
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -18,16 +19,12 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from jcl.errors import InputError
+from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
 
-for _name in ("absl", "orbax"):
-    logging.getLogger(_name).setLevel(logging.ERROR)
-
-
-class SaveError(OSError):
-    """A checkpoint could not be written; those before it are untouched."""
+for _name in ("absl", "orbax", "asyncio"):  # they report what save raises, at length
+    logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
 def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -> Path:
@@ -58,6 +55,7 @@ def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -
         }
         manifest = {"schema": SCHEMA, "leaves": leaves, "sha256": _sums(partial)}
         _write(partial / "manifest.json", manifest)
+        (partial / "manifest.sha256").write_text(_sum(partial / "manifest.json"))
         for file in _files(partial):
             _sync(file)
         partial.rename(final)
@@ -127,7 +125,8 @@ def _paths(state: Any) -> list[str]:
 def _numbers(folder: Path) -> list[int]:
     if not folder.is_dir():
         return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdigit() and path.is_dir()]
+    names = (path.name for path in folder.iterdir() if path.is_dir())
+    return [int(name) for name in names if re.fullmatch("[0-9]{6}", name)]
 
 
 def _files(folder: Path) -> list[Path]:
@@ -135,23 +134,24 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _sums(folder: Path) -> dict[str, str]:
-    sums = {}
-    for path in _files(folder):
-        with path.open("rb") as file:
-            sums[path.relative_to(folder).as_posix()] = hashlib.file_digest(
-                file, "sha256"
-            ).hexdigest()
-    return sums
+    return {path.relative_to(folder).as_posix(): _sum(path) for path in _files(folder)}
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
+        if (path / "manifest.sha256").read_text() != _sum(path / "manifest.json"):
+            return "manifest.json has another SHA-256 sum than manifest.sha256"
         expected = json.loads((path / "manifest.json").read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"no readable manifest.json: {_first_line(error)}"
+    except (OSError, ValueError) as error:
+        return f"its manifest cannot be read: {_first_line(error)}"
     found = _sums(path)
-    found.pop("manifest.json", None)
+    del found["manifest.json"], found["manifest.sha256"]
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"

@@ -9,6 +9,7 @@ acts; `scheduled` lets an optimizer's learning rate follow the progress of the t
 
 import difflib
 import fnmatch
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -84,11 +85,8 @@ def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
             f"{part!r} is neither a strategy nor an optax transformation: did you pass the "
             "function instead of what it returns, ewc instead of ewc(strength=100.0)?"
         )
-    transformation = optax.with_extra_args_support(part)
     return strategy(
-        name="optax",
-        init=lambda params, **_: transformation.init(params),
-        update=transformation.update,
+        name="optax", init=lambda params, **_: part.init(params), update=_optax_update(part)
     )
 
 
@@ -112,11 +110,12 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
     """
     lifted = [lift(part) for part in parts]
     for position, part in enumerate(lifted):
-        right = [other.name for other in lifted[position + 1 :] if "optax" in other.name]
+        right = any(re.search(r"\boptax\b", other.name) for other in lifted[position + 1 :])
         if part.side == "step" and right:
             raise InputError(
-                f"{part.name}() edits the step that the optimizer makes, and must stand after it: "
-                f"chain(optimizer, {part.name}(...)), not chain({part.name}(...), optimizer)."
+                f"{part.name}() edits the final step and must stand after the optimizer and every "
+                f"other optax transformation: chain(optimizer, {part.name}(...)), "
+                f"not chain({part.name}(...), optimizer)."
             )
 
     def init(params, *, batch, aux):
@@ -156,6 +155,11 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
 def per_task(part: Strategy | optax.GradientTransformation) -> Strategy:
     """The part with a fresh state for every task, such as an optimizer's moments and schedule."""
     part = lift(part)
+    if "periodically" in part.name:
+        raise InputError(
+            f"per_task({part.name}) would empty the ring of the last batches at every boundary: "
+            "write periodically(per_task(...), ...), or leave one of them out."
+        )
 
     def consolidate(state, params, *, batches, loss_fn, **_):
         batch = jax.tree.map(lambda leaf: leaf[0], batches)
@@ -319,9 +323,7 @@ def scheduled(
 
     def update(updates, state, params, *, progress, **extra):
         transformation = optimizer(learning_rate(progress), **options)
-        return optax.with_extra_args_support(transformation).update(
-            updates, state, params, progress=progress, **extra
-        )
+        return _optax_update(transformation)(updates, state, params, **extra)
 
     return lift(optimizer(learning_rate(jnp.zeros(())), **options))._replace(update=update)
 
@@ -348,6 +350,16 @@ def cosine(peak: float, *, warmup: float = 0.0, floor: float = 0.0) -> Schedule:
         return jnp.where(progress < warmup, rising, falling)
 
     return schedule
+
+
+def _optax_update(transformation: optax.GradientTransformation) -> Callable[..., Any]:
+    """Its update, given of the extra arguments those that optax's own transformations know."""
+    full = optax.with_extra_args_support(transformation)
+
+    def update(updates, state, params, *, value, value_fn, grad, **_):
+        return full.update(updates, state, params, value=value, value_fn=value_fn, grad=grad)
+
+    return update
 
 
 def _unused(name: str, taken: dict[str, Any]) -> str:

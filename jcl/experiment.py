@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import optax
 
 from jcl import data
@@ -18,6 +19,9 @@ from jcl.models import Model
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
     """One method on one stream.
+
+    Where several seeds share one program, the model's init and the stream are each seed's own; the
+    loss, the strategy and the measure of the first seed serve all.
 
     Attributes:
         name: the method's, and its run folder's.
@@ -55,6 +59,15 @@ class Experiment:
         for field in ("batch_size", "boundary_batches", "log_every"):
             if getattr(self, field) < 1:
                 raise InputError(f"Experiment({field}={getattr(self, field)}): at least 1.")
+        if not isinstance(self.measure, Measure):
+            raise InputError(
+                f"Experiment(measure={self.measure!r}): give a jcl.losses.Measure, such as "
+                "jcl.losses.accuracy(model.apply)."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"Experiment(seed={self.seed}): a whole number from 0 to 2**32 - 1.")
+        if self.epochs is not None and not 0 < self.epochs < float("inf"):
+            raise InputError(f"Experiment(epochs={self.epochs}): a finite number above 0.")
         if (self.steps is None) == (self.epochs is None):
             raise InputError(
                 f"Experiment {self.name!r}: give either steps or epochs, "
@@ -76,10 +89,13 @@ def stage_steps(experiment: Experiment) -> list[int]:
             data.steps_per_epoch(stage, experiment.batch_size, experiment.epochs)
             for stage in stages
         ]
-    elif isinstance(experiment.steps, int):
-        steps = [experiment.steps] * len(stages)
+    elif isinstance(experiment.steps, Sequence):
+        steps = list(experiment.steps)
     else:
-        steps = list(experiment.steps or ())
+        steps = [experiment.steps] * len(stages)
+    if not all(isinstance(number, int | np.integer) for number in steps):
+        raise InputError(f"Experiment(steps={experiment.steps!r}): whole numbers of steps.")
+    steps = [int(number) for number in steps]
     if len(steps) != len(stages):
         raise InputError(
             f"Experiment {experiment.name!r} has {len(stages)} stages and steps for {len(steps)}: "
@@ -102,19 +118,43 @@ def check(experiment: Experiment) -> Any:
     Raises:
         InputError: from the data, the model or the loss, each naming what it refuses.
     """
+    training, testing = {}, {}
     for number, stage in enumerate(experiment.stream.stages):
         name = stage_name(experiment, number)
         batches = data.training_batches(stage, experiment.batch_size, experiment.seed, name=name)
-        if number == 0:
-            batch = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batches[0]
-            )
+        training[name] = batches[0]
     stage_steps(experiment)
-    evaluation = next(iter(evaluation_batches(experiment, experiment.stream.tasks[0])))
+    for task in experiment.stream.tasks:
+        testing[task.name] = next(iter(evaluation_batches(experiment, task)))
+    for part, found in (("train", training), ("test", testing)):
+        first = next(iter(found))
+        for name, batch in found.items():
+            _check_tokens(experiment, f"the {part} part of {name}", batch)
+            if _abstract(batch) != _abstract(found[first]):
+                raise InputError(
+                    f"The {part} batches of {first} and {name} differ in keys, shapes or types "
+                    f"({_abstract(found[first])} and {_abstract(batch)}): a run has one shape."
+                )
+    batch, test = _abstract(next(iter(training.values()))), next(iter(testing.values()))
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     jax.eval_shape(lambda params, batch: experiment.loss_fn(params, batch, None), params, batch)
-    jax.eval_shape(experiment.measure.function, params, evaluation)
+    jax.eval_shape(experiment.measure.function, params, test)
     return batch
+
+
+def _abstract(batch: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+
+
+def _check_tokens(experiment: Experiment, where: str, batch: Any) -> None:
+    """An index beyond a table is not noticed on a device: it is looked for here."""
+    limit = getattr(experiment.model.config, "vocab_size", None)
+    inputs = np.asarray(batch.get("inputs"))
+    if limit and np.issubdtype(inputs.dtype, np.integer) and inputs.max() >= limit:
+        raise InputError(
+            f"{where} has the token {inputs.max()} and the model a vocabulary of {limit}: give the "
+            "model the tokenizer's vocab_size."
+        )
 
 
 def evaluation_batches(experiment: Experiment, task: data.Task) -> Any:

@@ -7,29 +7,31 @@ report.json    report.md    matrix.png
 """
 
 import ast
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
 import subprocess
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jcl.errors import InputError
+from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
 PACKAGES = ("jcl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 IDENTITY = ("name", "config", "config_hash", "data", "seeds")
 MACHINE = ("versions", "devices", "threads", "flags")
-CONTENTS = ("config.json", "metrics.jsonl", "checkpoints", "report.json", "report.md", "matrix.png")
+# In the order of removal: config.json, which makes it a run folder, last.
+CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
 
 
 def describe(
@@ -45,7 +47,7 @@ def describe(
     return {
         "schema": SCHEMA,
         "name": name,
-        "config": json.loads(json.dumps(config, default=str)),
+        "config": json.loads(json.dumps(_finite(config), default=str)),
         "config_hash": config_hash(config_file),
         "data": hashes,
         "seeds": seeds,
@@ -68,7 +70,7 @@ def describe(
 
 def config_hash(path: Path) -> str:
     """SHA-256 of the config's code; comments, layout and docstrings do not count."""
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_bytes())
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
@@ -76,7 +78,7 @@ def config_hash(path: Path) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterator[None]:
     """Makes or takes up a run folder, and keeps every other process out of it meanwhile.
 
@@ -85,19 +87,25 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
     """
     made = _make(folder)
     lock = _lock(folder)
+    begun = True
     try:
         path = folder / "config.json"
-        if fresh:
+        for partial in folder.glob("*.partial"):  # of a write that was killed
+            partial.unlink()
+        if fresh and path.exists():
             _clear(folder)
-        if path.exists():
+        begun = path.exists()
+        if begun:
             _compare(folder, _read_config(path), description)
         else:
+            begun = True  # not ours to clear
             foreign = [file.name for file in folder.iterdir() if file.name != "lock"]
             if foreign:
                 raise InputError(
                     f"The folder {folder} holds {', '.join(sorted(foreign)[:3])} but no config.json"
                     ", so it is no run folder: name another with --out."
                 )
+            begun = False
             try:
                 write_json(path, description)
             except OSError as error:
@@ -107,10 +115,12 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
                 ) from error
         yield
     finally:
-        if made and not any(folder.glob("checkpoints/[0-9]*")):  # nothing worth keeping
-            shutil.rmtree(folder, ignore_errors=True)
-            for parent in made:
-                _remove_if_empty(parent)
+        if not begun and not any(folder.glob("checkpoints/[0-9]*")):  # nothing worth keeping
+            with contextlib.suppress(OSError):
+                _clear(folder)
+                (folder / "lock").unlink()
+                for path in made:
+                    path.rmdir()
         os.close(lock)
 
 
@@ -118,19 +128,31 @@ class MetricsFile:
     """metrics.jsonl, cut back to where the checkpoint was made."""
 
     def __init__(self, folder: Path, offset: int):
-        self._file = (folder / "metrics.jsonl").open("ab")
-        self._file.truncate(offset)
-        self._file.seek(offset)
+        self._path = folder / "metrics.jsonl"
+        self._file = self._path.open("ab", buffering=0)
+        found = self._path.stat().st_size
+        if found < offset:
+            warnings.warn(
+                f"{self._path} has {found} bytes where the checkpoint counts {offset}: lines of "
+                "metrics are lost. The training is not touched.",
+                stacklevel=2,
+            )
+        self._file.truncate(min(found, offset))
 
     def write(self, **line: Any) -> None:
         """Appends one line."""
-        self._file.write(json.dumps(line).encode() + b"\n")
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            raise SaveError(
+                f"{self._path} cannot be written ({error.strerror}); the checkpoints stay. Make "
+                "room, then start the same command again."
+            ) from error
 
     def offset(self) -> int:
         """Syncs the file and returns its length, so that a checkpoint can name it."""
-        self._file.flush()
         os.fsync(self._file.fileno())
-        return self._file.tell()
+        return self._path.stat().st_size
 
     def close(self) -> None:
         self._file.close()
@@ -182,16 +204,18 @@ def _lock(folder: Path) -> int:
 
 
 def _clear(folder: Path) -> None:
-    if (folder / "config.json").exists():
-        for name in CONTENTS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for name in CONTENTS:
+        path = folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
-        schema = found["schema"]
+        schema = int(found["schema"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path} is not a run's config.json ({error}): start with --fresh, or name another "
@@ -258,8 +282,10 @@ def _git_commit(folder: Path) -> str | None:
     return answer.stdout.strip()
 
 
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        return
+def _finite(value: Any) -> Any:
+    """Numbers that JSON does not know become words."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,7 +22,8 @@ class LearnerState(NamedTuple):
         key: split at every step; None makes the whole run deterministic.
         step: steps taken in the run (int32).
         task_step: steps taken in the task (int32).
-        task_steps: length of the task (int32); data, so that lengths differ without a retrace.
+        task_steps: length of the task (int32), set by `start_task`; data, so that lengths differ
+            without a retrace. While it is 0 the progress of the task stays 0.
     """
 
     params: Params
@@ -65,7 +66,8 @@ def learner(
         loss_fn: (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"}; losses hold
             one number per example. Without targets in the batch it must still return the logits.
         strategy: from `jcl.chain`, or any optax transformation (naive fine-tuning).
-        measure: (params, batch) -> sum, count; by default the sum of the per-example losses.
+        measure: (params, batch) -> sum, count; by default the sum of the losses of
+            the examples that count (whose mask is not all 0) and their number.
 
     >>> import jax, jax.numpy as jnp, jcl, optax
     >>> def loss_fn(params, batch, key):
@@ -96,7 +98,7 @@ def learner(
             key=key,
             step=jnp.zeros((), jnp.int32),
             task_step=jnp.zeros((), jnp.int32),
-            task_steps=jnp.ones((), jnp.int32),
+            task_steps=jnp.zeros((), jnp.int32),
         )
         return jax.tree.map(jnp.copy, state)  # nothing aliases the caller's or its own arrays
 
@@ -125,7 +127,8 @@ def learner(
             batch=batch,
             aux=aux,
             key=key_update,
-            progress=jnp.clip(state.task_step / state.task_steps, 0.0, 1.0),
+            progress=jnp.clip(state.task_step / jnp.maximum(state.task_steps, 1), 0.0, 1.0)
+            * (state.task_steps > 0),
             step=state.step,
         )
         state = state._replace(
@@ -159,7 +162,9 @@ def learner(
 
     def sum_of_losses(params, batch):
         losses = loss_fn(params, batch, None)[1]["losses"]
-        return losses.sum(), jnp.asarray(losses.shape[0], jnp.float32)
+        mask = batch.get("mask", jnp.ones_like(losses))
+        counted = jnp.any(mask.reshape((losses.shape[0], -1)) > 0, axis=1).astype(losses.dtype)
+        return (losses * counted).sum(), counted.sum()
 
     def evaluate(state, batch):
         params, seen = _see(strategy, state.strategy, state.params, batch)
@@ -170,6 +175,8 @@ def learner(
 
 def start_task(state: LearnerState, steps: int) -> LearnerState:
     """The state at the beginning of a task of that many steps, which schedules follow."""
+    if isinstance(steps, int) and steps < 1:
+        raise InputError(f"start_task(steps={steps}): a task has at least one step.")
     return state._replace(
         task_step=jnp.zeros_like(state.task_step),
         task_steps=jnp.full_like(state.task_steps, steps),

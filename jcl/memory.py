@@ -62,7 +62,7 @@ def reservoir(capacity: int) -> Policy:
     def insert(memory, batch, key):
         number = jax.tree.leaves(batch)[0].shape[0]
         order = memory.seen + jnp.arange(number, dtype=jnp.int32)
-        drawn = jax.random.randint(_key(memory, key), (number,), 0, order + 1)
+        drawn = jax.random.randint(_key(memory, key, 0), (number,), 0, order + 1)
         slot = jnp.minimum(jnp.where(order < capacity, order, drawn), capacity)
         same = slot[:, None] == slot[None, :]
         overwritten = jnp.any(jnp.triu(same, k=1), axis=1)
@@ -74,12 +74,12 @@ def reservoir(capacity: int) -> Policy:
 
     def draw(memory, size, key):
         filled = jnp.clip(memory.seen, 1, capacity)
-        slot = jax.random.randint(_key(memory, key), (size,), 0, filled)
+        slot = jax.random.randint(_key(memory, key, 1), (size,), 0, filled)
         return jax.tree.map(lambda kept: kept[slot], memory.items)
 
     return Policy(init, insert, draw)
 
 
-def _key(memory: Reservoir, key: jax.Array | None) -> jax.Array:
-    """The key given, or, where none is, one that depends on nothing but the memory's counter."""
-    return jax.random.fold_in(jax.random.key(0), memory.seen) if key is None else key
+def _key(memory: Reservoir, key: jax.Array | None, purpose: int) -> jax.Array:
+    """The key given, or, where none is, one of the memory's counter and the purpose alone."""
+    return jax.random.fold_in(jax.random.key(purpose), memory.seen) if key is None else key

@@ -17,9 +17,9 @@ class RunProgress:
         self._first: tuple[float, int] | None = None
         self._last_line = 0.0
         self._live = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
-            TextColumn("{task.fields[shown]}"),
+            TextColumn("{task.fields[shown]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -36,7 +36,7 @@ class RunProgress:
 
     def say(self, text: str) -> None:
         """One line that stays."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def step(
         self, task: str, done: int, task_step: str, terms: dict[str, float], rate: float | None

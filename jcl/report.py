@@ -14,6 +14,10 @@ from jcl.folder import write_json
 from jcl.metrics import METRICS, summary
 
 SCHEMA = 1
+KEYS = (
+    "schema", "name", "tasks", "measure", "higher_is_better", "seeds", "matrix", "metrics",
+    "wall_seconds", "steps", "step_seconds_median", "traces", "config", "versions",
+)  # fmt: skip
 
 
 def make(
@@ -59,6 +63,11 @@ def write(folder: Path, report: dict[str, Any]) -> list[Path]:
     return paths
 
 
+def complete(folder: Path) -> bool:
+    """Whether every file of the report is there."""
+    return all((folder / name).exists() for name in ("report.json", "report.md", "matrix.png"))
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The report of a finished run.
 
@@ -69,13 +78,18 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
         schema = report["schema"]
+        if schema == SCHEMA and set(KEYS) - set(report):
+            raise ValueError(f"it lacks {', '.join(sorted(set(KEYS) - set(report)))}")
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): name the folder of a finished run, such as "
             "runs/quickstart/naive."
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no report of a run ({error}).") from error
+        raise InputError(
+            f"{path} is no report of a run ({error}): give the command "
+            "of that run again, which makes the report anew."
+        ) from error
     if schema != SCHEMA:
         raise InputError(f"{path} has schema {schema}; this version of jcl reads {SCHEMA}.")
     return report

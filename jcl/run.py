@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from jcl import checkpoint, data, folder, report
-from jcl.errors import InputError
+from jcl.errors import InputError, SaveError
 from jcl.experiment import Experiment, check, evaluation_batches, stage_name, stage_steps
 from jcl.learner import LearnerState, learner, over_seeds, start_task
 from jcl.progress import RunProgress
@@ -99,9 +99,11 @@ def run(
     )
     program = _Program(experiments)
     with folder.opened(path, description, fresh=fresh):
-        if (path / "report.json").exists():
-            console.print(f"{path} is finished already; --fresh starts it again.", soft_wrap=True)
-            return report.read(path), path
+        with contextlib.suppress(InputError):  # a damaged report is made again
+            finished = report.read(path)
+            if report.complete(path):
+                console.print(f"{path} is finished already; --fresh starts it again.")
+                return finished, path
         return _train(program, path, description, save_minutes, console), path
 
 
@@ -134,7 +136,9 @@ def _train(
     def evaluate(state: LearnerState, after: str) -> None:
         row = program.evaluate(state)
         for task, values in zip(experiment.stream.tasks, np.transpose(row), strict=True):
-            _check_finite(experiment.measure.name, values, f"evaluating {task.name} after {after}")
+            where = f"evaluating {task.name} after {after}"
+            remedy = _FIRST_REMEDY if not position.matrix else _REMEDY
+            _check_finite(experiment.measure.name, values, where, remedy)
             lines.write(
                 kind="evaluation",
                 after=after,
@@ -187,7 +191,13 @@ def _train(
             config=description["config"],
             versions=description["versions"],
         )
-        report.write(path, finished)
+        try:
+            report.write(path, finished)
+        except OSError as error:
+            raise SaveError(
+                f"The report in {path} cannot be written ({error.strerror}); the checkpoints stay. "
+                "Make room, then start the same command again."
+            ) from error
     return finished
 
 
@@ -218,6 +228,17 @@ class _Program:
         self.abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
             jax.eval_shape(self._initial),
+        )
+        # Traced on shapes, so that a strategy refuses what it must before anything is compiled.
+        jax.eval_shape(functions.step, self.abstract, self._abstract_batch())
+        boundary = self._abstract_batch(first.boundary_batches)
+        jax.eval_shape(functions.consolidate, self.abstract, boundary)
+
+    def _abstract_batch(self, *leading: int) -> Any:
+        seeds = (len(self.experiments),) if len(self.experiments) > 1 else ()
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*seeds, *leading, *leaf.shape), leaf.dtype),
+            self._batch,
         )
 
     def initial(self) -> LearnerState:
@@ -258,10 +279,11 @@ class _Program:
 
     def check_finite(self, state: LearnerState, position: Position) -> None:
         """Refuses params that are not finite, so that none is ever saved."""
-        if not bool(self._finite(state.params)):
+        if not bool(self._finite(state)):
             name = stage_name(self.experiments[0], max(0, position.stage - (position.step == 0)))
             raise Diverged(
-                f"The params are not finite at task {name}, step {position.step}: {_REMEDY}"
+                "The params are not finite, or the strategy's state is not a number, at task "
+                f"{name}, step {position.step}: {_REMEDY}"
             )
 
     def count_traces(self, position: Position) -> None:
@@ -358,13 +380,24 @@ _REMEDY = (
 )
 
 
-def _check_finite(name: str, values: Any, where: str) -> None:
+_FIRST_REMEDY = (
+    "the untrained model is at fault, or the data: look at its initial weights, and whether every "
+    "token and label lies below the model's number of outputs."
+)
+
+
+def _check_finite(name: str, values: Any, where: str, remedy: str = _REMEDY) -> None:
     if not np.all(np.isfinite(values)):
-        raise Diverged(f"{name} is {np.asarray(values)} at {where}: {_REMEDY}")
+        raise Diverged(f"{name} is {np.asarray(values)} at {where}: {remedy}")
 
 
-def _all_finite(params: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(params)]))
+def _all_finite(state: LearnerState) -> jax.Array:
+    """Finite params, and no NaN in the strategy's state, where an infinity may have a meaning."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
+    floats = [
+        leaf for leaf in jax.tree.leaves(state.strategy) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack(finite + [~jnp.any(jnp.isnan(leaf)) for leaf in floats]))
 
 
 def _check_all(experiments: list[Experiment]) -> Any:

@@ -5,6 +5,8 @@ import signal
 import sys
 
 import jcl.checkpoint
+import jcl.folder
+import jcl.report
 import jcl.run
 from jcl.__main__ import main
 
@@ -12,6 +14,9 @@ POINTS = {
     "task": (jcl.run._StepLog, "add"),  # a step is on its way
     "consolidate": (jcl.run._Program, "evaluate"),  # consolidate is dispatched, not finished
     "evaluation": (jcl.run, "evaluation_batches"),  # some tasks of the row are evaluated
+    "config": (jcl.folder.json, "dump"),  # config.json is opened, not written
+    "fresh": (jcl.folder.shutil, "rmtree"),  # a part of the old run is gone
+    "report": (jcl.report, "_picture"),  # report.md is written, the rest is not
     "save": (jcl.checkpoint, "_sums"),  # the arrays are written, the manifest is not
     "rename": (jcl.checkpoint, "_sync"),  # the manifest is written, the name is not
 }

@@ -56,8 +56,6 @@ def test_damage_to_any_file_is_noticed(harm, tmp_path):
     content = {path: path.read_bytes() for path in files}
     assert len(files) > 5
     for path in files:
-        if path.name == "manifest.json" and harm is add:
-            continue
         harm(path)
         with pytest.warns(UserWarning, match="damaged"):
             _, progress = checkpoint.restore(tmp_path, abstract(STATE))
@@ -67,6 +65,18 @@ def test_damage_to_any_file_is_noticed(harm, tmp_path):
         path.with_name("surplus").unlink(missing_ok=True)
         path.write_bytes(content[path])
     assert checkpoint.restore(tmp_path, abstract(STATE))[1] == {"number": 1}
+
+
+def test_every_flipped_bit_of_the_manifest_is_noticed(tmp_path):
+    path = checkpoint.save(tmp_path, STATE, {}) / "manifest.json"
+    content = path.read_bytes()
+    for bit in range(0, 8 * len(content), 7):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        assert checkpoint._damage(path.parent)
+    path.write_bytes(content)
+    assert checkpoint._damage(path.parent) is None
 
 
 def test_a_partial_checkpoint_does_not_count(tmp_path):
@@ -84,6 +94,7 @@ def test_another_state_or_a_newer_schema_is_refused_by_name(tmp_path):
     path = tmp_path / "000000" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps(manifest | {"schema": 2}))
+    path.with_name("manifest.sha256").write_text(checkpoint._sum(path))
     with pytest.raises(InputError, match="schema 2, newer than 1"):
         checkpoint.restore(tmp_path, abstract(STATE))
 

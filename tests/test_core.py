@@ -57,7 +57,7 @@ def test_order_is_meaning():
     ],
 )
 def test_a_part_that_edits_the_step_stands_after_the_optimizer(parts):
-    with pytest.raises(InputError, match="must stand after it"):
+    with pytest.raises(InputError, match="must stand after the optimizer"):
         jcl.chain(*parts)
 
 
@@ -221,6 +221,33 @@ def test_only_lists_the_nearest_paths():
         learner.init(None, toy.params(), toy.batch(0))
 
 
+def test_per_task_refuses_a_ring():
+    with pytest.raises(InputError, match="empty the ring"):
+        jcl.per_task(jcl.periodically(jcl.ewc(1.0), every=10))
+
+
+def test_the_default_measure_does_not_count_padding():
+    def loss_fn(params, batch, key):
+        losses = params * batch["inputs"] * batch["mask"]
+        return losses.mean(), {"logits": losses, "losses": losses}
+
+    learner = jcl.learner(loss_fn, optax.sgd(0.1))
+    batch = {"inputs": jnp.array([1.0, 2.0, 7.0]), "mask": jnp.array([1.0, 1.0, 0.0])}
+    state = learner.init(None, jnp.ones(()), batch)
+    assert [float(number) for number in learner.evaluate(state, batch)] == [3, 2]
+
+
+def test_progress_without_start_task_stays_at_the_beginning():
+    learner = jcl.learner(toy.loss_fn, jcl.scheduled(optax.sgd, jcl.cosine(0.1)))
+    state = learner.init(None, toy.params(), toy.batch(0))
+    for _ in range(3):
+        before = state.params
+        state, _ = learner.step(state, toy.batch(0))
+        assert jnp.any(state.params["head"]["kernel"] != before["head"]["kernel"])
+    with pytest.raises(InputError, match="at least one step"):
+        jcl.start_task(state, 0)
+
+
 def test_cosine_against_hand_computed_values():
     schedule = jcl.cosine(2.0, warmup=0.2, floor=0.5)
     progress = [0.0, 0.1, 0.2, 0.6, 1.0]
@@ -253,7 +280,8 @@ def test_any_optax_transformation_composes():
     for transformation in (
         optax.lion(1e-3), optax.adafactor(1e-3), optax.chain(optax.clip(1.0), optax.sgd(0.1)),
         optax.contrib.reduce_on_plateau(), optax.apply_every(2),
-        optax.contrib.schedule_free_adamw(),
+        optax.contrib.schedule_free_adamw(), optax.lbfgs(), optax.contrib.dog(1.0),
+        optax.polyak_sgd(),
         optax.partition({"train": optax.adam(1e-3), "freeze": optax.set_to_zero()},
                         {"body": "freeze", "head": "train"}),
     ):  # fmt: skip

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import jcl
 from jcl import InputError
 from jcl.models import GPT2_SIZES, GPT2Config, gpt2
+from jcl.models.gpt2 import _gelu, _standardize
 
 CONFIG = GPT2Config(vocab_size=61, positions=24, width=32, layers=3, heads=4, dropout=0.1)
 INPUTS = jax.random.randint(jax.random.key(0), (3, 24), 0, 61)
@@ -131,3 +133,42 @@ def test_what_is_refused():
     with pytest.raises(InputError, match="small, medium, large, xl"):
         gpt2("huge")
     assert GPT2_SIZES["xl"].layers == 48
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_any_length_equals_the_start_of_a_longer_one(length):
+    """Attention cuts the queries in halves, of which one may be empty or longer."""
+    model, params = make()
+    np.testing.assert_allclose(
+        model.apply(params, INPUTS[:, :length]), model.apply(params, INPUTS)[:, :length], atol=1e-6
+    )
+
+
+def plain_layer_norm(x):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / jnp.sqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "plain"),
+    [
+        (lambda x: _standardize(x, 1e-5), plain_layer_norm),
+        (_gelu, lambda x: jax.nn.gelu(x, approximate=True)),
+    ],
+    ids=["layer norm", "gelu"],
+)
+def test_backward_passes_by_hand(by_hand, plain):
+    """Against autodiff of the plain formula, to second order, and against finite differences."""
+    x, weights = jax.random.normal(jax.random.key(5), (2, 6, 16)) * 2
+
+    def loss(function):
+        return lambda x: jnp.sum(weights * function(x) ** 2)
+
+    def curvature(function):
+        return jax.grad(lambda x: jnp.sum(weights * jax.grad(loss(function))(x)))
+
+    np.testing.assert_allclose(by_hand(x), plain(x), atol=1e-6)
+    ours = jax.grad(loss(by_hand))(x)
+    np.testing.assert_allclose(ours, jax.grad(loss(plain))(x), atol=1e-5)
+    np.testing.assert_allclose(curvature(by_hand)(x), curvature(plain)(x), atol=1e-4)
+    check_grads(by_hand, (x,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)

@@ -63,6 +63,30 @@ def test_draws_are_uniform_over_what_is_there():
     assert np.abs(deviation).max() < 4
 
 
+def test_a_memory_of_one_item_is_drawn_from_alone():
+    policy = reservoir(9)
+    memory = policy.insert(policy.init({"x": jnp.zeros(1)}), {"x": jnp.ones(1)}, None)
+    assert jnp.all(policy.draw(memory, 200, jax.random.key(0))["x"] == 1)
+
+
+def test_without_a_key_a_draw_does_not_follow_the_insertion():
+    """The slots drawn in a step are not the slots that the same step replaces."""
+    policy = reservoir(16)
+    memory = policy.init({"x": jnp.zeros(16, jnp.int32)})
+    drawn_and_replaced = replaced = 0
+    for number in range(30):
+        items = {"x": 16 * number + jnp.arange(16, dtype=jnp.int32)}
+        drawn = set(np.asarray(policy.draw(memory, 16, None)["x"]).tolist())
+        following = policy.insert(memory, items, None)
+        gone = set(memory.items["x"].tolist()) - set(following.items["x"].tolist())
+        if number:
+            drawn_and_replaced += len(gone & drawn)
+            replaced += len(gone)
+        memory = following
+    assert replaced > 40
+    assert drawn_and_replaced < 0.85 * replaced
+
+
 def test_without_a_key_it_is_deterministic():
     policy = reservoir(5)
     memory = policy.init({"x": jnp.zeros(8)})

@@ -41,6 +41,13 @@ def test_chaudhry_takes_the_best_before_the_last_task_only():
     assert found["backward_transfer"] == 20
 
 
+def test_results_before_a_task_was_trained_do_not_count_as_forgotten():
+    """Task 2 was at 99 before its own training: forgetting looks at rows 2 and later only."""
+    history = np.array([[0, 99, 0], [50, 98, 0], [40, 70, 0], [40, 60, 80]], float)
+    found = metrics(history, higher_is_better=True)
+    assert found["forgetting"] == ((50 - 40) + (70 - 60)) / 2
+
+
 def test_what_is_undefined_is_none():
     joint = metrics(np.array([[10, 20, 30], [80, 70, 60]], float), higher_is_better=True)
     assert joint["average_accuracy"] == 70

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
@@ -129,6 +130,21 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
 
 
+def test_killed_at_its_begin_or_end_it_goes_on(interrupted, finished, tmp_path):
+    folder = tmp_path / "run"
+    killed("config", 1, "--out", folder)
+    assert [path.name for path in folder.iterdir() if path.name != "lock"] == [
+        "config.json.partial"
+    ]
+    shutil.copytree(interrupted, folder, dirs_exist_ok=True)
+    killed("fresh", 1, "--out", folder, "--fresh")
+    killed("report", 1, "--out", folder, "--fresh")
+    assert not (folder / "report.json").exists()
+    done = command("--out", folder)
+    assert done.returncode == 0, done.stderr
+    assert_same_end(folder, finished)
+
+
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
     """A run killed in its second task, with two checkpoints; copy it before use."""
@@ -148,6 +164,15 @@ def test_a_damaged_checkpoint_is_passed_over(interrupted, finished, tmp_path):
     assert done.returncode == 0
     assert re.search("warning: The checkpoint .* is damaged", done.stderr)
     assert_same_end(folder, finished)
+
+
+def test_lost_lines_of_metrics_are_told_and_not_made_up(interrupted, tmp_path):
+    folder = Path(shutil.copytree(interrupted, tmp_path / "run"))
+    (folder / "metrics.jsonl").unlink()
+    done = command("--out", folder)
+    assert done.returncode == 0
+    assert "lines of metrics are lost" in done.stderr
+    assert all(json.loads(line) for line in metric_lines(folder))
 
 
 def test_no_intact_checkpoint_is_refused(interrupted, tmp_path):
@@ -221,6 +246,36 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+def test_what_is_not_a_number_is_never_saved(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jcl.run._all_finite", lambda state: jnp.array(False))
+    assert main(["run", str(TINY), "--out", str(tmp_path / "run")]) == 1
+    assert "is not a number, at task vowels" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_and_purposes_have_orders_of_their_own():
+    module = load_config(TINY)
+    one, two = (_Program(_build(module.build, module.Config(seed=seed), 1)) for seed in (0, 1))
+    orders = [
+        np.asarray(batches["inputs"]).reshape(-1, 16)
+        for program in (one, two)
+        for batches in (next(program.batches(0, 0, 1)), program.boundary_batches(0))
+    ]
+    for number, order in enumerate(orders):
+        for other in orders[number + 1 :]:
+            assert not np.array_equal(order[:8], other[:8])
+
+
+def test_the_run_donates_its_state():
+    module = load_config(TINY)
+    program = _Program(_build(module.build, module.Config(), 1))
+    state = program.initial()
+    following, _ = program.step(state, next(program.batches(0, 0, 1)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    program.consolidate(following, program.boundary_batches(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(following.params))
+
+
 def test_a_run_that_turns_nan_stops_and_says_where(tmp_path, capsys):
     folder = tmp_path / "run"
     assert main(["run", str(TINY), "--out", str(folder), "--learning-rate", "1e37"]) == 1
@@ -269,6 +324,13 @@ def edited(tmp_path, old, new):
         ("documents[4:], documents[:4]", "[], documents[:4]", "train"),
         ("capacity=20", "capacity=0", "capacity of at least 1"),
         ("strength=10.0", "strength=-1.0", "must not be negative"),
+        ("strength=10.0", "strength=10.0, chunk=7", "does not divide the 24 examples"),
+        ("tokenizer, 16)", "tokenizer, 16 + number)", "a run has one shape"),
+        ("Model(init, apply, None)", "Model(init, apply, jcl.models.GPT2Config(50, 9, 4, 1, 1))",
+         "a vocabulary of 50"),
+        ("@dataclass(frozen=True)", "@dataclass", "frozen=True"),
+        ("width: int = 16", "fresh: int = 16", "is an option of `jcl run`"),
+        ("learning_rate: float = 3e-3", "learning_rate: float = float('nan')", "at task vowels"),
         ("(\"signs\", 20)", "(\"signs\", 5)", "fewer than one batch"),
         ("jcl.chain(*(parts", "jcl.chain(*([jcl.ewc] + parts", "ewc instead of ewc("),
         ("def build(", "def construct(", "has no build"),

@@ -74,6 +74,15 @@ def test_online_ewc_decays_and_recentres():
     np.testing.assert_array_equal(state.anchor["w"], SECOND[0])
 
 
+def test_decay_without_recentring_weighs_the_anchor_by_the_decayed_importance():
+    state = consolidated(jcl.ewc(strength=1.0, decay=0.5), [FIRST, SECOND])
+    total = 0.5 * F1 + F2
+    expected = (0.5 * F1 * FIRST[0] + F2 * SECOND[0]) / np.maximum(total, 1e-9)
+    np.testing.assert_allclose(
+        state.anchor["w"], np.where(total > 0, expected, SECOND[0]), rtol=1e-6
+    )
+
+
 def test_no_penalty_before_the_first_boundary():
     strategy = jcl.ewc(strength=10.0)
     state = strategy.init({"w": jnp.ones(3)})

@@ -253,7 +253,7 @@ def _json_lines(path: Path, text: str) -> list[str]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{path}, line {number} is not JSON ({error}): "
                 'write one object like {"text": "..."} a line'
