@@ -64,7 +64,7 @@ def test_logits_and_gradients_equal_hugging_faces():
     batch = {"inputs": INPUTS[:, :], "targets": jnp.roll(INPUTS, -1, axis=1)}
     batch["mask"] = jnp.ones(INPUTS.shape).at[:, -1].set(0.0)
     (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, batch, None)
-    np.testing.assert_allclose(loss, float(answer.loss), rtol=1e-5)
+    np.testing.assert_allclose(loss, answer.loss.item(), rtol=1e-5)
     expected = renamed({name: p.grad for name, p in theirs.named_parameters()})
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), gradient, expected)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
