@@ -4,6 +4,9 @@ A new strategy adds one row to TABLE.
 """
 
 import functools
+import json
+import os
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 import jcl
 from jcl import checkpoint
 
+GOLDEN = Path(__file__).parent / "golden" / "contract.json"
 ADAMW = optax.adamw(1e-2)
 
 # name: strength -> the parts of a chain
@@ -285,6 +289,19 @@ def test_predictions_are_blind_to_targets(name):
     absent = {"inputs": batch["inputs"]}
     np.testing.assert_array_equal(logits, learner.predict(state, permuted)["logits"])
     np.testing.assert_array_equal(logits, learner.predict(state, absent)["logits"])
+
+
+@rows
+def test_losses_are_those_recorded(name):
+    """JCL_WRITE_GOLDEN=1 records them anew, which a change of a method's mathematics asks for."""
+    row = compiled(name)
+    _, losses = train(row, begin(row.learner, key=1))
+    recorded = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("JCL_WRITE_GOLDEN"):
+        recorded[name] = [round(float(loss), 6) for loss in losses]
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps(recorded, indent=1) + "\n")
+    np.testing.assert_allclose(losses, recorded[name], rtol=1e-3)
 
 
 def test_a_view_cannot_read_targets():
