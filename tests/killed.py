@@ -21,18 +21,21 @@ POINTS = {
     "rename": (jcl.checkpoint, "_sync"),  # the manifest is written, the name is not
 }
 
-point, count, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
-owner, name = POINTS[point]
-original = getattr(owner, name)
+
+def kill_at(point, count):
+    """Replaces the point's function by one that kills the process at its n-th call."""
+    owner, name = POINTS[point]
+    original = getattr(owner, name)
+    left = iter(range(count - 1, -1, -1))
+
+    def counting(*given, **named):
+        if next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*given, **named)
+
+    setattr(owner, name, counting)
 
 
-def counting(*given, **named):
-    global count
-    count -= 1
-    if count == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return original(*given, **named)
-
-
-setattr(owner, name, counting)
-sys.exit(main(["run", *arguments]))
+if __name__ == "__main__":
+    kill_at(sys.argv[1], int(sys.argv[2]))
+    sys.exit(main(["run", *sys.argv[3:]]))
