@@ -4,6 +4,10 @@ The domains: the Python language reference, Python source, German sentences for 
 come with the installation. Methods: naive fine-tuning is the lower bound, joint (all domains at
 once, three times the steps) the upper one; cumulative goes on with all the domains seen so far.
 
+Seen with seed 0 (bits per byte; forgetting, then the average of the last row): naive 2.87, 5.09;
+replay 0.38, 3.44; EWC 1.27, 4.33; replay + EWC 0.25, 3.43. On two cores of an AMD EPYC naive takes
+82 s and replay + EWC about three times that.
+
 Command:  jcl run configs/quickstart.py --method replay_ewc
 """
 
@@ -29,7 +33,7 @@ class Config:
     learning_rate: float = 1e-3
     warmup: float = 0.1
     memory: int = 100
-    strength: float = 1e3
+    strength: float | None = None  # by default 1e4 for EWC alone, 1e3 beside replay
     boundary_batches: int = 16
     seed: int = 0
 
@@ -58,7 +62,8 @@ def build(config: Config) -> jcl.Experiment:
         jcl.scheduled(optax.adamw, jcl.cosine(config.learning_rate, warmup=config.warmup))
     )
     replay = jcl.replay(capacity=config.memory, size=config.batch_size)
-    ewc = jcl.ewc(strength=config.strength)
+    strength = {"ewc": 1e4}.get(config.method, 1e3) if config.strength is None else config.strength
+    ewc = jcl.ewc(strength=strength)
     parts = {"replay": [replay], "ewc": [ewc], "replay_ewc": [replay, ewc]}
     return jcl.Experiment(
         name=config.method,
