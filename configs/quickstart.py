@@ -6,7 +6,7 @@ once, three times the steps) the upper one; cumulative goes on with all the doma
 
 Seen with seed 0 (bits per byte; forgetting, then the average of the last row): naive 2.87, 5.09;
 replay 0.38, 3.44; EWC 1.27, 4.33; replay + EWC 0.25, 3.43; joint -,
-3.21. On two cores of an AMD EPYC naive took 82 s, and replay + EWC 255 s beside other work.
+3.21. On two cores of an AMD EPYC naive took 82 s and replay + EWC 152 s.
 
 Command:  jcl run configs/quickstart.py --method replay_ewc
 """
