@@ -117,9 +117,10 @@ def _train(
     experiment = program.experiments[0]
     lengths = stage_steps(experiment)
     restored = checkpoint.restore(path / "checkpoints", program.abstract)
-    state, position = program.initial(), Position()
     if restored:
         state, position = restored[0], Position(**restored[1])
+    else:
+        state, position = program.initial(), Position()
     lines = folder.MetricsFile(path, position.offset)
     started = time.monotonic() - position.wall_seconds
     saved = time.monotonic()

@@ -51,8 +51,8 @@ def ewc(
         recentre: online EWC's anchor instead of the exact sum.
         targets: "true" takes the data's own (the empirical Fisher), "sampled" draws them from the
             model (the Fisher information proper).
-        chunk: examples differentiated at once; 1 is the fastest on a CPU and takes the least
-            memory, more keep an accelerator busy. It must divide the examples of a boundary.
+        chunk: examples differentiated at once; 1 takes the least memory. It must divide the
+            examples of a boundary.
 
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.ewc(strength=100.0), optax.adamw(1e-3))
