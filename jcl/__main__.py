@@ -145,12 +145,13 @@ def _list(arguments: list[str]) -> None:
     place = Path(arguments[0] if arguments else "configs")
     if not place.is_dir():
         raise InputError(f"There is no folder {place}: name the one that holds your configs.")
-    table = Table("config", "what it is", title="configs", title_justify="left")
+    table = Table("config", "what it is", title=f"configs in {place}", title_justify="left")
     for path in sorted(place.rglob("*.py")):
+        name = str(path.relative_to(place))  # short, so that a narrow terminal does not break it
         try:
-            table.add_row(str(path), _first_line(ast.get_docstring(ast.parse(path.read_bytes()))))
+            table.add_row(name, _first_line(ast.get_docstring(ast.parse(path.read_bytes()))))
         except (SyntaxError, ValueError) as error:
-            table.add_row(str(path), f"(cannot be read: {error})")
+            table.add_row(name, f"(cannot be read: {error})")
     console.print(table)
     streams = [
         name
