@@ -4,9 +4,8 @@ Parameters are named as Hugging Face names them, kernels are [in, out] as its Co
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,20 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jcl.errors import InputError
-
-
-class Model(NamedTuple):
-    """A model as two pure functions.
-
-    Attributes:
-        init: (key) -> params, a nested dict.
-        apply: (params, inputs, key=None) -> logits; a key of None switches dropout off.
-        config: what it was made from.
-    """
-
-    init: Callable[[jax.Array], Any]
-    apply: Callable[..., jax.Array]
-    config: Any
+from jcl.models.model import Model
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,14 @@ def gpt2(config: GPT2Config | str) -> Model:
         assert isinstance(logits, jax.Array)
         return logits
 
-    return Model(init, apply, config)
+    def features(
+        params: Any, inputs: Int[Array, "batch length"], key: jax.Array | None = None
+    ) -> Float[Array, "batch length width"]:
+        hidden = module.apply({"params": params}, inputs, key, head=False)
+        assert isinstance(hidden, jax.Array)
+        return hidden
+
+    return Model(init, apply, config, features)
 
 
 class Dense(nn.Module):
@@ -185,7 +178,7 @@ class GPT2(nn.Module):
     config: GPT2Config
 
     @nn.compact
-    def __call__(self, inputs, key):
+    def __call__(self, inputs, key, head=True):
         config, (batch, length) = self.config, inputs.shape
         if length > config.positions:
             raise InputError(
@@ -201,7 +194,7 @@ class GPT2(nn.Module):
         for layer in range(config.layers):
             x = Block(config, name=f"h_{layer}")(x, length, keys[layer])
         x = LayerNorm(config.epsilon, name="ln_f")(x)
-        return (x @ wte.T).reshape(batch, length, config.vocab_size)
+        return (x @ wte.T if head else x).reshape(batch, length, -1)
 
 
 def _residual_scale(config: GPT2Config) -> float:

@@ -1,0 +1,104 @@
+"""A multilayer perceptron in Flax linen, behind pure functions of params."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
+
+from jcl.errors import InputError
+from jcl.models.model import Model
+
+
+@dataclass(frozen=True)
+class MLPConfig:
+    """The shape of an MLP.
+
+    Attributes:
+        inputs: numbers an example, its axes flattened.
+        hidden: units of each hidden layer, all with ReLU.
+        classes: of the head; classes that come later have their place from the start.
+        scale: what inputs are multiplied by, 1 / 255 for bytes.
+        shift: what is added then.
+        initializer: of the kernels, "glorot" (uniform, Xavier) or "lecun" (uniform within
+            1 / sqrt(inputs of the layer), for biases as well: the default of PyTorch's Linear).
+    """
+
+    inputs: int = 784
+    hidden: tuple[int, ...] = (100, 100)
+    classes: int = 10
+    scale: float = 1.0
+    shift: float = 0.0
+    initializer: str = "glorot"
+
+    def __post_init__(self):
+        for field in ("inputs", "classes"):
+            if getattr(self, field) < 1:
+                raise InputError(f"MLPConfig({field}={getattr(self, field)}): at least 1.")
+        if any(units < 1 for units in self.hidden):
+            raise InputError(f"MLPConfig(hidden={self.hidden}): every layer has at least one unit.")
+        if self.initializer not in ("glorot", "lecun"):
+            raise InputError(f'MLPConfig(initializer={self.initializer!r}): "glorot" or "lecun".')
+
+
+def mlp(config: MLPConfig) -> Model:
+    """An MLP with random weights: params `layer_0`, `layer_1`, ... and `head`.
+
+    >>> import jax, jax.numpy as jnp, jcl
+    >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
+    >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 4))).shape
+    (2, 3)
+    """
+    module = MLP(config)
+
+    def init(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, config.inputs)))["params"]
+
+    def apply(
+        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
+    ) -> Float[Array, "batch classes"]:
+        logits = module.apply({"params": params}, inputs)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    def features(
+        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
+    ) -> Float[Array, "batch width"]:
+        hidden = module.apply({"params": params}, inputs, head=False)
+        assert isinstance(hidden, jax.Array)
+        return hidden
+
+    return Model(init, apply, config, features)
+
+
+class MLP(nn.Module):
+    """inputs [batch, ...] -> logits [batch, classes]; integer inputs become floats."""
+
+    config: MLPConfig
+
+    @nn.compact
+    def __call__(self, inputs, head=True):
+        config = self.config
+        x = inputs.reshape(inputs.shape[0], -1).astype(jnp.float32)
+        if x.shape[-1] != config.inputs:
+            raise InputError(
+                f"An example has {x.shape[-1]} numbers and the model takes {config.inputs}: give "
+                f"MLPConfig(inputs={x.shape[-1]})."
+            )
+        if (config.scale, config.shift) != (1.0, 0.0):
+            x = x * config.scale + config.shift
+        for layer, units in enumerate(config.hidden):
+            x = nn.relu(_dense(config, units, x.shape[-1], f"layer_{layer}")(x))
+        return _dense(config, config.classes, x.shape[-1], "head")(x) if head else x
+
+
+def _dense(config: MLPConfig, units: int, inputs: int, name: str) -> nn.Dense:
+    if config.initializer == "glorot":
+        return nn.Dense(units, kernel_init=nn.initializers.glorot_uniform(), name=name)
+
+    def uniform(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / inputs**0.5
+
+    return nn.Dense(units, kernel_init=uniform, bias_init=uniform, name=name)

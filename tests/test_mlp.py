@@ -1,0 +1,43 @@
+"""The MLP against its formula."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jcl
+from jcl import InputError
+from jcl.models import MLPConfig
+
+
+def test_the_mlp_is_its_formula():
+    model = jcl.models.mlp(MLPConfig(inputs=6, hidden=(5, 4), classes=3, scale=0.5, shift=-1.0))
+    params = model.init(jax.random.key(0))
+    inputs = np.random.default_rng(0).integers(0, 9, (7, 2, 3)).astype(np.uint8)
+    x = inputs.reshape(7, 6) * 0.5 - 1
+    for layer in ("layer_0", "layer_1"):
+        x = np.maximum(x @ params[layer]["kernel"] + params[layer]["bias"], 0)
+    np.testing.assert_allclose(model.features(params, jnp.asarray(inputs)), x, rtol=1e-5)
+    expected = x @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(model.apply(params, jnp.asarray(inputs)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("initializer", "limit"), [("glorot", (6 / (100 + 50)) ** 0.5), ("lecun", 0.1)]
+)
+def test_initial_kernels_are_uniform_within_their_limit(initializer, limit):
+    model = jcl.models.mlp(MLPConfig(inputs=100, hidden=(50,), initializer=initializer))
+    layer = model.init(jax.random.key(0))["layer_0"]
+    assert 0.97 * limit < np.abs(layer["kernel"]).max() <= limit
+    assert abs(np.std(layer["kernel"]) - limit / 3**0.5) < 0.02 * limit
+    assert (np.abs(layer["bias"]).max() > 0) == (initializer == "lecun")
+
+
+def test_bad_shapes_are_refused():
+    with pytest.raises(InputError, match="at least one unit"):
+        MLPConfig(hidden=(5, 0))
+    with pytest.raises(InputError, match="glorot"):
+        MLPConfig(initializer="he")
+    model = jcl.models.mlp(MLPConfig(inputs=4))
+    with pytest.raises(InputError, match="takes 4: give MLPConfig\\(inputs=5\\)"):
+        model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 5)))
