@@ -38,6 +38,9 @@ class Experiment:
         evaluation_batch_size: examples an evaluation batch; by default `batch_size`.
         log_every: steps between two lines of metrics.
         seeds_by: how several seeds share one program, as in `jcl.over_seeds`.
+        device_data: hold the stage's and the tests' examples on the device and take up to
+            `log_every` steps in one call, each gathering its batch by index; for examples so small
+            that handing over a batch costs as much as the step. The sources need `arrays()`.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Experiment:
     evaluation_batch_size: int | None = None
     log_every: int = 10
     seeds_by: Literal["vmap", "map"] = "vmap"
+    device_data: bool = False
 
     def __post_init__(self):
         for field in ("batch_size", "boundary_batches", "log_every"):
@@ -137,7 +141,12 @@ def check(experiment: Experiment) -> Any:
                 )
     batch, test = _abstract(next(iter(training.values()))), next(iter(testing.values()))
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
-    jax.eval_shape(lambda params, batch: experiment.loss_fn(params, batch, None), params, batch)
+    _, aux = jax.eval_shape(
+        lambda params, batch: experiment.loss_fn(params, batch, None), params, batch
+    )
+    for part, found in (("train", training), ("test", testing)):
+        for name, example in found.items():
+            _check_targets(aux, f"the {part} part of {name}", example)
     jax.eval_shape(experiment.measure.function, params, test)
     return batch
 
@@ -154,6 +163,21 @@ def _check_tokens(experiment: Experiment, where: str, batch: Any) -> None:
         raise InputError(
             f"{where} has the token {inputs.max()} and the model a vocabulary of {limit}: give the "
             "model the tokenizer's vocab_size."
+        )
+
+
+def _check_targets(aux: Any, where: str, batch: Any) -> None:
+    """A target beyond the head would silently be another one, or a NaN."""
+    targets, classes = batch.get("targets"), aux["logits"].shape[-1]
+    if (
+        isinstance(targets, np.ndarray)
+        and np.issubdtype(targets.dtype, np.integer)
+        and aux["logits"].ndim == targets.ndim + 1
+        and not 0 <= targets.min() <= targets.max() < classes
+    ):
+        raise InputError(
+            f"{where} has targets from {targets.min()} to {targets.max()} and the model gives "
+            f"{classes} logits: targets lie from 0 to the number of logits less one."
         )
 
 

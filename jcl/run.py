@@ -7,11 +7,12 @@ save. Killed anywhere and started again it ends with the same bits.
 import collections
 import contextlib
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -166,10 +167,10 @@ def _train(
             if position.step == 0:
                 state = start_task(state, lengths[stage])
             log = _StepLog(name, lengths, position, lines, progress, experiment.log_every)
-            for batch in program.batches(stage, position.step, lengths[stage]):
-                state, metrics = program.step(state, batch)
-                position.step += 1
-                log.add(metrics, batch["inputs"].size)
+            for call in program.calls(stage, position.step, lengths[stage]):
+                state, metrics = call.function(state, *call.arguments)
+                position.step += call.steps
+                log.add(metrics, call.steps, call.tokens)
                 if time.monotonic() - saved > 60 * save_minutes and position.step < lengths[stage]:
                     log.flush()
                     save(state)
@@ -202,6 +203,15 @@ def _train(
     return finished
 
 
+class _Call(NamedTuple):
+    """One call of a compiled function: (state, *arguments) -> state, metrics of its last step."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    steps: int
+    tokens: int  # of one step
+
+
 class _Program:
     """The compiled functions of a run, and the batches and states they work on."""
 
@@ -216,15 +226,24 @@ class _Program:
             functions = over_seeds(self._learner, by=first.seeds_by)
         place = self._placement.state
         self._traces = collections.Counter()
-        self.step = jax.jit(
+        self._step = jax.jit(
             self._counted("step", functions.step), donate_argnums=0, out_shardings=place
+        )
+        self._steps = jax.jit(
+            self._counted("step", _by_index(functions.step, len(experiments) > 1)),
+            donate_argnums=0,
+            out_shardings=place,
         )
         self.consolidate = jax.jit(
             self._counted("consolidate", functions.consolidate),
             donate_argnums=0,
             out_shardings=place,
         )
-        self._evaluate = jax.jit(self._counted("evaluate", functions.evaluate), out_shardings=place)
+        evaluate = functions.evaluate
+        if first.device_data:
+            evaluate = _over_batches(evaluate, len(experiments) > 1)
+        self._evaluate = jax.jit(self._counted("evaluate", evaluate), out_shardings=place)
+        self._tests: list[Any] = []  # of every task, once they are held on the device
         self._finite = jax.jit(_all_finite)
         self.abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -246,13 +265,34 @@ class _Program:
         """The state before the first step."""
         return jax.jit(self._initial, out_shardings=self._placement.state)()
 
-    def batches(self, stage: int, start: int, stop: int) -> Iterator[Any]:
-        """The training batches of a stage from one step to another, on the device."""
-        sources = [
-            data.prefetch(self._shuffled(experiment, stage, "train"), start, stop)
-            for experiment in self.experiments
+    def calls(self, stage: int, start: int, stop: int) -> Iterator["_Call"]:
+        """What takes the state from one step of a stage to another."""
+        first, several = self.experiments[0], len(self.experiments) > 1
+        if not first.device_data:
+            sources = [
+                data.prefetch(self._shuffled(experiment, stage, "train"), start, stop)
+                for experiment in self.experiments
+            ]
+            for batches in zip(*sources, strict=True):
+                batch = self._place(batches)
+                yield _Call(self._step, (batch,), 1, batch["inputs"].size)
+            return
+        stages = [experiment.stream.stages[stage] for experiment in self.experiments]
+        walks = [
+            data.walk(source, first.batch_size, self._seed(experiment, stage, "train"))
+            for experiment, source in zip(self.experiments, stages, strict=True)
         ]
-        return (self._place(batch) for batch in zip(*sources, strict=True))
+        longest = max(len(source) for each in self.experiments for source in each.stream.stages)
+        held = [_pad(data.held(source), longest) for source in stages]  # one shape for all stages
+        arrays = self._place(held, whole=True)
+        tokens = self._batch["inputs"].size * len(stages)
+        for begin in range(start, stop, first.log_every):
+            number = min(first.log_every, stop - begin)
+            indices = np.zeros((len(walks), first.log_every, first.batch_size), np.int32)
+            for seed, walk in enumerate(walks):
+                indices[seed, :number] = [walk[begin + offset] for offset in range(number)]
+            indices = indices if several else indices[0]
+            yield _Call(self._steps, (arrays, indices, np.int32(number)), number, tokens)
 
     def boundary_batches(self, stage: int) -> Any:
         """[number, batch, ...] of a stage's examples in an order of their own."""
@@ -266,6 +306,11 @@ class _Program:
     def evaluate(self, state: LearnerState) -> list[list[float]]:
         """One row of the matrix: the measure of every seed on every task, [seed][task]."""
         row = []
+        if self.experiments[0].device_data:
+            self._tests = self._tests or self._held_tests()
+            totals = jax.device_get([self._evaluate(state, test) for test in self._tests])
+            ratios = [np.atleast_1d(np.divide(*total)) for total in totals]
+            return np.transpose(ratios).tolist()
         for number in range(len(self.experiments[0].stream.tasks)):
             sources = [
                 evaluation_batches(experiment, experiment.stream.tasks[number])
@@ -304,16 +349,36 @@ class _Program:
             step=states[0].step, task_step=states[0].task_step, task_steps=states[0].task_steps
         )
 
-    def _shuffled(self, experiment: Experiment, stage: int, purpose: str) -> Any:
+    def _seed(self, experiment: Experiment, stage: int, purpose: str) -> int:
         entropy = (experiment.seed, stage, ("train", "boundary").index(purpose))
-        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _shuffled(self, experiment: Experiment, stage: int, purpose: str) -> Any:
+        seed = self._seed(experiment, stage, purpose)
         return data.training_batches(experiment.stream.stages[stage], experiment.batch_size, seed)
 
-    def _place(self, batches: Any, leading: int = 0) -> Any:
-        """One batch per seed -> one batch on the device."""
+    def _held_tests(self) -> list[Any]:
+        """Every task's test batches, [number, batch, ...] with one number for all tasks."""
+        tasks = range(len(self.experiments[0].stream.tasks))
+        every = [
+            [list(evaluation_batches(each, each.stream.tasks[task])) for each in self.experiments]
+            for task in tasks
+        ]
+        most = max(len(batches) for seeds in every for batches in seeds)
+        for seeds in every:
+            for batches in seeds:
+                empty = {**batches[-1], "mask": np.zeros_like(batches[-1]["mask"])}
+                batches.extend([empty] * (most - len(batches)))
+        return [
+            self._place([data.stack(batches) for batches in seeds], leading=1) for seeds in every
+        ]
+
+    def _place(self, batches: Any, leading: int = 0, *, whole: bool = False) -> Any:
+        """One batch per seed -> one batch on the device; a whole one is not split over devices."""
         several = len(self.experiments) > 1
         batch = data.stack(batches) if several else batches[0]
-        return jax.device_put(batch, self._placement.batch(leading + several))
+        place = self._placement.state if whole else self._placement.batch(leading + several)
+        return jax.device_put(batch, place)
 
     def _counted(self, name: str, function: Callable) -> Callable:
         def traced(*arguments):
@@ -321,6 +386,51 @@ class _Program:
             return function(*arguments)
 
         return traced
+
+
+def _pad(arrays: Any, length: int) -> Any:
+    """The arrays with zeros behind, which no index reaches."""
+    return {
+        key: np.concatenate([leaf, np.zeros((length - len(leaf), *leaf.shape[1:]), leaf.dtype)])
+        if len(leaf) < length
+        else leaf
+        for key, leaf in arrays.items()
+    }
+
+
+def _by_index(step: Callable, several: bool) -> Callable:
+    """(state, arrays, indices [number, batch], number) -> state, metrics of the last step.
+
+    With several seeds every leaf of arrays and indices has a leading axis of seeds. The number of
+    steps is data, so that the remainder of a stage needs no program of its own.
+    """
+
+    def steps(state, arrays, indices, number):
+        def batch(index):
+            gather = functools.partial(jnp.take, axis=0, mode="clip")
+            if several:
+                return jax.tree.map(lambda leaf: jax.vmap(gather)(leaf, indices[:, index]), arrays)
+            return jax.tree.map(lambda leaf: gather(leaf, indices[index]), arrays)
+
+        _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch, 0))
+        metrics = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        return jax.lax.fori_loop(
+            0, number, lambda index, carry: step(carry[0], batch(index)), (state, metrics)
+        )
+
+    return steps
+
+
+def _over_batches(evaluate: Callable, several: bool) -> Callable:
+    """(state, batches [number, batch, ...]) -> sum, count over all of them."""
+
+    def over(state, batches):
+        if several:
+            batches = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batches)
+        sums, counts = jax.lax.map(lambda batch: evaluate(state, batch), batches)
+        return sums.sum(axis=0), counts.sum(axis=0)
+
+    return over
 
 
 class _StepLog:
@@ -337,13 +447,14 @@ class _StepLog:
     ):
         self._name, self._lengths, self._position = name, lengths, position
         self._lines, self._progress, self._every = lines, progress, every
-        self._pending: list[tuple[int, Any]] = []
+        self._pending: list[tuple[int, int, Any]] = []
         self._fetched_at: float | None = None  # unknown until the first fetch: it compiles
 
-    def add(self, metrics: dict[str, jax.Array], tokens: int) -> None:
-        self._pending.append((self._position.step, metrics))
+    def add(self, metrics: dict[str, jax.Array], taken: int, tokens: int) -> None:
+        """Takes the metrics of the last of so many steps, each of so many tokens."""
+        self._pending.append((self._position.step, taken, metrics))
         self._tokens = tokens
-        if len(self._pending) > self._every:
+        if sum(taken for _, taken, _ in self._pending) > self._every:
             self._fetch(len(self._pending) - 1)
 
     def flush(self) -> None:
@@ -352,13 +463,15 @@ class _StepLog:
             self._fetch(len(self._pending))
 
     def _fetch(self, number: int) -> None:
-        steps = [step for step, _ in self._pending[:number]]
-        fetched = jax.device_get([metrics for _, metrics in self._pending[:number]])
+        steps = [step for step, _, _ in self._pending[:number]]
+        taken = sum(taken for _, taken, _ in self._pending[:number])
+        last_of_many = any(taken > 1 for _, taken, _ in self._pending[:number])
+        fetched = jax.device_get([metrics for _, _, metrics in self._pending[:number]])
         del self._pending[:number]
         now = time.monotonic()
         rate = None
         if self._fetched_at is not None:
-            seconds = (now - self._fetched_at) / number
+            seconds = (now - self._fetched_at) / taken
             rate = self._tokens / seconds
             del self._position.step_seconds[: 1 - RATES_KEPT]
             self._position.step_seconds.append(seconds)
@@ -366,7 +479,7 @@ class _StepLog:
         for step, metrics in zip(steps, fetched, strict=True):
             for name, values in metrics.items():
                 _check_finite(name, values, f"task {self._name}, step {step}")
-            if step % self._every == 0:
+            if step % self._every == 0 or last_of_many:
                 values = {name: np.atleast_1d(value).tolist() for name, value in metrics.items()}
                 self._lines.write(kind="step", task=self._name, step=step, **values)
         done = sum(self._lengths[: self._position.stage]) + steps[-1]

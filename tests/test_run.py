@@ -130,6 +130,34 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
 
 
+def test_examples_held_on_the_device_give_the_same_run(finished, tmp_path):
+    arguments = ("--out", tmp_path / "run", "--save-minutes", "0.001", "--device-data")
+    for point, count in [("task", 3), ("save", 2), ("consolidate", 2), ("task", 2)]:
+        killed(point, count, *arguments)
+    done = command(*arguments)
+    assert done.returncode == 0, done.stderr
+    straight = tmp_path / "straight"
+    done = command("--out", straight, "--device-data")
+    assert done.returncode == 0, done.stderr
+    assert_same_end(tmp_path / "run", straight)
+    assert read(straight)["traces"] == {"step": 1, "consolidate": 1, "evaluate": 1}
+    np.testing.assert_allclose(read(straight)["matrix"], read(finished)["matrix"], rtol=1e-4)
+    lines = [json.loads(line) for line in metric_lines(straight)]
+    # The remainder of a task is a shorter call of the same program.
+    assert any(line["step"] % 5 for line in lines if line["kind"] == "step")
+
+
+@pytest.mark.parametrize("data", ["--device-data", "--no-device-data"])
+def test_joint_training_has_two_rows(tmp_path, data):
+    options = ("--method", "joint", "--seeds", "2", data)
+    done = command("--out", tmp_path / "run", *options)
+    assert done.returncode == 0, done.stderr
+    report = read(tmp_path / "run")
+    assert np.shape(report["matrix"]) == (2, 2, 3)
+    assert report["metrics"]["forgetting"]["mean"] is None
+    assert np.all(np.asarray(report["matrix"])[:, 1] < np.asarray(report["matrix"])[:, 0])
+
+
 def test_killed_at_its_begin_or_end_it_goes_on(interrupted, finished, tmp_path):
     folder = tmp_path / "run"
     killed("config", 1, "--out", folder)
@@ -259,7 +287,7 @@ def test_seeds_and_purposes_have_orders_of_their_own():
     orders = [
         np.asarray(batches["inputs"]).reshape(-1, 16)
         for program in (one, two)
-        for batches in (next(program.batches(0, 0, 1)), program.boundary_batches(0))
+        for batches in (next(program.calls(0, 0, 1)).arguments[0], program.boundary_batches(0))
     ]
     for number, order in enumerate(orders):
         for other in orders[number + 1 :]:
@@ -270,7 +298,8 @@ def test_the_run_donates_its_state():
     module = load_config(TINY)
     program = _Program(_build(module.build, module.Config(), 1))
     state = program.initial()
-    following, _ = program.step(state, next(program.batches(0, 0, 1)))
+    call = next(program.calls(0, 0, 1))
+    following, _ = call.function(state, *call.arguments)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     program.consolidate(following, program.boundary_batches(0))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(following.params))

@@ -1,40 +1,59 @@
-"""Streams of tasks: sources, batches, text, and the three domains of the demonstration."""
+"""Streams of tasks: sources, batches, text, images, and the domains of the demonstration."""
 
+from jcl.data.arrays import Arrays, Chosen, blurry, fuzzy
 from jcl.data.domains import domains
+from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
 from jcl.data.streams import (
     Batch,
     Concatenated,
     Source,
     Stream,
     Task,
+    Walk,
     cumulative,
     evaluation_batches,
+    held,
     joint,
     prefetch,
     stack,
     steps_per_epoch,
     training_batches,
+    walk,
 )
 from jcl.data.text import Blocks, text_files, text_task
 from jcl.data.tokenization import ByteTokenizer, Tokenizer
 
 __all__ = [
+    "Arrays",
     "Batch",
     "Blocks",
     "ByteTokenizer",
+    "Chosen",
     "Concatenated",
+    "Images",
     "Source",
     "Stream",
     "Task",
     "Tokenizer",
+    "Walk",
+    "blurry",
     "cumulative",
     "domains",
     "evaluation_batches",
+    "fuzzy",
+    "held",
     "joint",
+    "mnist",
+    "mnist_360",
+    "permuted",
     "prefetch",
+    "rotated",
+    "rotation",
+    "split",
     "stack",
     "steps_per_epoch",
     "text_files",
     "text_task",
     "training_batches",
+    "walk",
 ]

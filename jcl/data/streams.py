@@ -22,7 +22,9 @@ class Source(Protocol):
     """Examples by index.
 
     A source may also have `take(indices) -> Batch`, which gathers many examples at once with the
-    batch axis first; batches are then built several times faster.
+    batch axis first, so that batches are built several times faster; `arrays() -> Batch`, all its
+    examples, for runs that hold them on the device; and a true `ordered`, which asks that its
+    examples be met in their own order.
     """
 
     def __len__(self) -> int: ...
@@ -127,6 +129,10 @@ class Concatenated:
         order = np.argsort(np.concatenate(positions))
         return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
 
+    def arrays(self) -> Batch:
+        """All examples, if every source can give all of its own."""
+        return concatenate([held(source) for source in self._sources])
+
     def _start(self, which: int) -> int:
         return int(self._ends[which]) - len(self._sources[which])
 
@@ -144,33 +150,61 @@ def cumulative(stream: Stream) -> Stream:
     return Stream(stream.name, stream.tasks, stages)
 
 
+class Walk:
+    """Which examples make up batch i of an endless walk over a source.
+
+    Every epoch holds each example once, in an order of its own (in the source's where it is
+    ordered); what an epoch leaves over opens the next one.
+
+    Args:
+        length: examples of the source.
+        batch_size: examples a batch.
+        seed: of the shuffle.
+        ordered: no shuffle.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, *, ordered: bool = False):
+        self._length, self._batch_size, self._seed = length, batch_size, seed
+        self._ordered = ordered
+        # A batch touches two epochs at most. The cache belongs to the object, not to the class,
+        # so that replicas with other seeds do not drive each other's orders out.
+        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        epoch, position = divmod(int(index) * self._batch_size, self._length)
+        indices = self._order(epoch)[position : position + self._batch_size]
+        missing = self._batch_size - len(indices)
+        if missing:
+            indices = np.concatenate([indices, self._order(epoch + 1)[:missing]])
+        return indices
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._ordered:
+            return np.arange(self._length)
+        return np.random.default_rng((self._seed, epoch)).permutation(self._length)
+
+
 class _ShuffledBatches:
-    """Batch i of an endless, reshuffled walk over a source.
+    """Batch i of the walk over a source.
 
     grain's own shuffle and batch visit the examples one by one, at 60 microseconds each; one
     permutation an epoch and one gather a batch give the same walk many times faster.
     """
 
     def __init__(self, source: Source, batch_size: int, seed: int):
-        self._source, self._batch_size, self._seed = source, batch_size, seed
-        # A batch touches two epochs at most. The cache belongs to the object, not to the class,
-        # so that replicas with other seeds do not drive each other's orders out.
-        self._order = functools.lru_cache(maxsize=2)(self._permutation)
+        self._source, self._batch_size = source, batch_size
+        self._walk = walk(source, batch_size, seed)
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        first = int(index) * self._batch_size
-        epoch, position = divmod(first, len(self._source))
-        indices = self._order(epoch)[position : position + self._batch_size]
-        missing = self._batch_size - len(indices)
-        if missing:
-            indices = np.concatenate([indices, self._order(epoch + 1)[:missing]])
-        return _gather(self._source, indices)
+        return _gather(self._source, self._walk[index])
 
-    def _permutation(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self._seed, epoch)).permutation(len(self._source))
+
+def walk(source: Source, batch_size: int, seed: int) -> Walk:
+    """The order in which `training_batches` meets the examples of a source."""
+    return Walk(len(source), batch_size, seed, ordered=getattr(source, "ordered", False))
 
 
 def training_batches(
@@ -263,6 +297,26 @@ def stack(batches: Sequence[Batch]) -> Batch:
                 "only batches with the same keys, shapes and types can be stacked"
             )
     return {key: np.stack([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def held(source: Source) -> Batch:
+    """All examples of a source, batch axis first.
+
+    Raises:
+        InputError: the source cannot give them.
+    """
+    arrays = getattr(source, "arrays", None)
+    if arrays is None:
+        raise InputError(
+            f"a {type(source).__name__} cannot be held on the device, as it has no arrays(): use "
+            "Experiment(device_data=False), or jcl.data.Arrays"
+        )
+    return arrays()
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Returns one batch of the examples of all."""
+    return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def _gather(source: Source, indices: np.ndarray) -> Batch:

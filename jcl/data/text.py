@@ -67,6 +67,10 @@ class Blocks:
             batch["mask"] = (positions < self._targets).astype(np.float32)
         return batch
 
+    def arrays(self) -> Batch:
+        """All blocks."""
+        return self.take(np.arange(self._count))
+
 
 def text_task(
     name: str,

@@ -13,10 +13,11 @@ class Model(NamedTuple):
         init: (key) -> params, a nested dict.
         apply: (params, inputs, key=None) -> logits; a key of None switches dropout off.
         config: what it was made from.
-        features: (params, inputs, key=None) -> what the head gets, [batch, ..., width].
+        features: (params, inputs, key=None) -> what the head gets, [batch, ..., width]; for the
+            methods that work on it.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
     config: Any
-    features: Callable[..., jax.Array]
+    features: Callable[..., jax.Array] | None = None

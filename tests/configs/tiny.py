@@ -14,13 +14,14 @@ from jcl.data import ByteTokenizer, Stream, text_task
 
 @dataclass(frozen=True)
 class Config:
-    method: Literal["replay_ewc", "naive"] = "replay_ewc"
+    method: Literal["replay_ewc", "naive", "joint"] = "replay_ewc"
     steps: int | None = None
     epochs: float = 2.0
     batch_size: int = 8
     learning_rate: float = 3e-3
     width: int = 16
     text_seed: int = 0
+    device_data: bool = False
     seed: int = 0
 
 
@@ -50,6 +51,9 @@ def stream(seed):
 
 def build(config):
     net = model(config.width)
+    texts = stream(config.text_seed)
+    if config.method == "joint":
+        texts = jcl.data.joint(texts)
     parts = [jcl.replay(capacity=20, size=8), jcl.ewc(strength=10.0)]
     optimizer = jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(config.learning_rate)))
     return jcl.Experiment(
@@ -57,7 +61,7 @@ def build(config):
         model=net,
         loss_fn=jcl.losses.causal_lm(net.apply),
         strategy=jcl.chain(*(parts if config.method == "replay_ewc" else []), optimizer),
-        stream=stream(config.text_seed),
+        stream=texts,
         measure=jcl.losses.bits_per_byte(net.apply, ByteTokenizer().bytes_per_token),
         batch_size=config.batch_size,
         steps=config.steps,
@@ -65,4 +69,5 @@ def build(config):
         seed=config.seed,
         boundary_batches=3,
         log_every=5,
+        device_data=config.device_data,
     )

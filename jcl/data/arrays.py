@@ -1,0 +1,197 @@
+"""Sources that hold their examples as whole arrays, and streams with soft boundaries of them."""
+
+import hashlib
+from collections.abc import Mapping
+
+import numpy as np
+
+from jcl.data.streams import Batch, Concatenated, Source, Stream, held
+from jcl.errors import InputError
+
+
+class Arrays:
+    """Examples that lie in memory, batch axis first.
+
+    Args:
+        leaves: such as {"inputs": [examples, ...], "targets": [examples]}; not copied.
+        constants: leaves that every example shares, such as {"task": 3}, without the batch axis.
+        positions: [numbers] where each number of an input comes from among the numbers of the
+            stored one (its axes flattened), -1 for a zero; a permutation or a rotation, applied
+            when examples are asked for, so that many tasks share one set of images.
+        ordered: the examples are met in their own order.
+
+    Raises:
+        InputError: the leaves differ in length, or there is none.
+    """
+
+    def __init__(
+        self,
+        leaves: Mapping[str, np.ndarray],
+        *,
+        constants: Mapping[str, np.ndarray | int | float] | None = None,
+        positions: np.ndarray | None = None,
+        ordered: bool = False,
+    ):
+        lengths = {key: len(leaf) for key, leaf in leaves.items()}
+        if not lengths or len(set(lengths.values())) > 1:
+            raise InputError(
+                f"Arrays: the leaves have the lengths {lengths}: give at least one leaf, all with "
+                "one entry for each example"
+            )
+        self._leaves = {key: np.asarray(leaf) for key, leaf in leaves.items()}
+        self._constants = {key: np.asarray(value) for key, value in (constants or {}).items()}
+        self._positions, self.ordered = positions, ordered
+        self._length = next(iter(lengths.values()))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < self._length:
+            raise IndexError(f"example {index} of {self._length}")
+        return {key: leaf[0] for key, leaf in self.take(np.array([index])).items()}
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """Gathers the examples `indices`, batch axis first, in the order asked for."""
+        indices = np.asarray(indices)
+        return self._dress({key: leaf[indices] for key, leaf in self._leaves.items()}, len(indices))
+
+    def arrays(self) -> Batch:
+        """All examples."""
+        return self._dress(dict(self._leaves), self._length)
+
+    def hash(self) -> str:
+        """SHA-256 (hex) of the content."""
+        digest = hashlib.sha256()
+        for kind in (self._leaves, self._constants, {"positions": self._positions}):
+            for key, leaf in kind.items():
+                leaf = np.asarray(leaf if leaf is not None else [])
+                digest.update(f"{key} {leaf.dtype}{leaf.shape}".encode())
+                digest.update(np.ascontiguousarray(leaf).data)
+        return digest.hexdigest()
+
+    def _dress(self, batch: Batch, number: int) -> Batch:
+        if self._positions is not None:
+            flat = batch["inputs"].reshape(number, -1)
+            moved = flat.take(self._positions, axis=1)  # -1 takes the last, and becomes 0 below
+            moved[:, self._positions < 0] = 0
+            batch["inputs"] = moved.reshape(number, *batch["inputs"].shape[1:])
+        for key, value in self._constants.items():
+            batch[key] = np.broadcast_to(value, (number, *value.shape))
+        return batch
+
+
+class Chosen:
+    """Some examples of a source, in the order of their indices.
+
+    Args:
+        source: the examples.
+        indices: which; an index may stand more than once.
+        ordered: they are met in that order.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray, *, ordered: bool = False):
+        self._source, self._indices, self.ordered = source, np.asarray(indices), ordered
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._source[int(self._indices[index])]
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """Gathers the examples `indices`, batch axis first, in the order asked for."""
+        chosen = self._indices[np.asarray(indices)]
+        take = getattr(self._source, "take", None)
+        if take is not None:
+            return take(chosen)
+        examples = [self._source[int(index)] for index in chosen]
+        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+
+    def arrays(self) -> Batch:
+        """All examples."""
+        return {key: leaf[self._indices] for key, leaf in held(self._source).items()}
+
+
+def blurry(stream: Stream, share: float, *, seed: int = 0) -> Stream:
+    """Returns `stream` with stages that hold some examples of the other tasks.
+
+    Stage i keeps 1 - share of its own task's examples; the rest is dealt out evenly to the other
+    stages, so that every example is met once (after Bang et al. 2021, "blurry" task boundaries,
+    where share = 0.1 is called blurry10).
+
+    Args:
+        stream: at least two tasks.
+        share: of each task's examples that other stages get, in [0, 1).
+        seed: of the choice.
+
+    Raises:
+        InputError: the share is outside [0, 1), or there is one task only.
+    """
+    number = len(stream.tasks)
+    if not 0 <= share < 1:
+        raise InputError(f"blurry(share={share}): a share in [0, 1)")
+    if number < 2:
+        raise InputError(f"blurry: stream '{stream.name}' has one task, and so no boundary")
+    generator = np.random.default_rng(seed)
+    stages: list[list[np.ndarray]] = [[] for _ in stream.tasks]
+    start = 0
+    for index, task in enumerate(stream.tasks):
+        order = start + generator.permutation(len(task.train))
+        start += len(task.train)
+        away = round(share * len(order))
+        stages[index].append(order[away:])
+        others = [other for other in range(number) if other != index]
+        for other, part in zip(others, np.array_split(order[:away], number - 1), strict=True):
+            stages[other].append(part)
+    everything = Concatenated([task.train for task in stream.tasks])
+    chosen = tuple(Chosen(everything, np.concatenate(parts)) for parts in stages)
+    return Stream(f"{stream.name}, blurry {share:g}", stream.tasks, chosen)
+
+
+def fuzzy(stream: Stream, width: float, *, seed: int = 0) -> Stream:
+    """Returns `stream` as one stage without boundaries, whose tasks fade into each other.
+
+    Around each boundary, over a window of `width` times the shorter neighbour's examples, the
+    chance to meet the later task rises linearly from 0 to 1. Every example is met once. Nothing
+    marks a boundary: use methods that need none, or `jcl.periodically`.
+
+    Args:
+        stream: at least two tasks.
+        width: of the window, in [0, 1].
+        seed: of the order.
+
+    Raises:
+        InputError: the width is outside [0, 1], or there is one task only.
+    """
+    if not 0 <= width <= 1:
+        raise InputError(f"fuzzy(width={width}): a share of a task in [0, 1]")
+    if len(stream.tasks) < 2:
+        raise InputError(f"fuzzy: stream '{stream.name}' has one task, and so no boundary")
+    generator = np.random.default_rng(seed)
+    lengths = [len(task.train) for task in stream.tasks]
+    indices, times, start = [], [], 0
+    for index, length in enumerate(lengths):
+        # Example k of a task would be met at time start + k; near a boundary its time is jittered
+        # over the window, and the examples are met in the order of their times.
+        time = np.arange(length, dtype=np.float64)
+        for neighbour, edge in ((index - 1, 0), (index + 1, length)):
+            if 0 <= neighbour < len(lengths):
+                window = width * min(length, lengths[neighbour])
+                near = np.abs(time - edge) < window / 2
+                time[near] = edge + _crossing(generator, near.sum(), window, edge == 0)
+        indices.append(start + generator.permutation(length))
+        times.append(start + time)
+        start += length
+    order = np.concatenate(indices)[np.argsort(np.concatenate(times), kind="stable")]
+    everything = Concatenated([task.train for task in stream.tasks])
+    stage = Chosen(everything, order, ordered=True)
+    return Stream(f"{stream.name}, fuzzy {width:g}", stream.tasks, (stage,))
+
+
+def _crossing(
+    generator: np.random.Generator, number: int, window: float, rising: bool
+) -> np.ndarray:
+    """Times in [-window / 2, window / 2] whose density rises (or falls) linearly from 0."""
+    time = window * (np.sqrt(generator.random(number)) - 0.5)
+    return time if rising else -time

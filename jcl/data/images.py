@@ -1,0 +1,261 @@
+"""Labelled images, and the streams that the literature makes of them."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from jcl.data.arrays import Arrays
+from jcl.data.streams import Stream, Task
+from jcl.errors import InputError
+
+
+class Images(NamedTuple):
+    """Labelled images, such as MNIST's.
+
+    Attributes:
+        train_inputs: [examples, height, width], uint8.
+        train_targets: [examples], int32, from 0.
+        test_inputs: as train_inputs.
+        test_targets: as train_targets.
+    """
+
+    train_inputs: np.ndarray
+    train_targets: np.ndarray
+    test_inputs: np.ndarray
+    test_targets: np.ndarray
+
+
+def mnist(path: str | os.PathLike | None = None) -> Images:
+    """MNIST (LeCun et al. 1998) in its official order and split.
+
+    Args:
+        path: of an npz file with the arrays x_train, y_train, x_test and y_test, as Keras has it;
+            by default mnist/mnist.npz in the folder that the environment variable JCL_DATA names,
+            or else tensorflow-datasets' mnist, where that has been prepared with the file format
+            array_record.
+
+    Raises:
+        InputError: it is found nowhere, or the file lacks an array.
+    """
+    folder = os.environ.get("JCL_DATA")
+    if path is None and folder:
+        path = Path(folder) / "mnist" / "mnist.npz"
+    if path is None:
+        return _prepared("mnist")
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"There is no {path}: give jcl.data.mnist the path of Keras's mnist.npz, or set "
+            "JCL_DATA to the folder that holds mnist/mnist.npz."
+        )
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            arrays = [held[name] for name in ("x_train", "y_train", "x_test", "y_test")]
+    except (KeyError, ValueError, OSError) as error:
+        raise InputError(
+            f"{path} is no npz file with x_train, y_train, x_test and y_test ({error})."
+        ) from error
+    return Images(arrays[0], arrays[1].astype(np.int32), arrays[2], arrays[3].astype(np.int32))
+
+
+def permuted(images: Images, tasks: int, *, seed: int = 0) -> Stream:
+    """A task for each of `tasks` random permutations of the pixels (Goodfellow et al. 2013).
+
+    Args:
+        images: whose pixels move.
+        tasks: their number; the first is permuted too.
+        seed: of the permutations.
+    """
+    pixels = images.train_inputs[0].size
+    orders = [np.random.default_rng((seed, task)).permutation(pixels) for task in range(tasks)]
+    return _moved("permuted", images, [f"permutation {task}" for task in range(tasks)], orders)
+
+
+def rotated(images: Images, tasks: int, *, seed: int = 0, degrees: float = 180.0) -> Stream:
+    """A task for each of `tasks` angles, uniform in [0, degrees), counterclockwise.
+
+    Each pixel of the result is the nearest of the original, zero outside it, as Pillow rotates.
+
+    Args:
+        images: what is rotated.
+        tasks: their number.
+        seed: of the angles.
+        degrees: the limit.
+    """
+    angles = np.random.default_rng(seed).uniform(0, degrees, tasks)
+    size = images.train_inputs.shape[1:]
+    names = [f"{task}: {angle:.1f} degrees" for task, angle in enumerate(angles)]
+    return _moved("rotated", images, names, [rotation(size, angle) for angle in angles])
+
+
+def split(
+    images: Images,
+    scenario: Literal["task", "domain", "class"],
+    *,
+    classes_per_task: int = 2,
+    masked: Literal["both", "test"] = "both",
+) -> Stream:
+    """A task for each group of consecutive classes, in one of the three scenarios (van de Ven).
+
+    class: targets are the classes themselves and nothing tells the task. domain: targets are the
+    positions in the group, shared by all tasks. task: as class, and every example has its `task`
+    and a `label_mask` of its task's classes.
+
+    Args:
+        images: with at least two groups of classes.
+        scenario: which.
+        classes_per_task: size of a group; it divides the number of classes.
+        masked: whether the task scenario masks labels in training as well, or in the test only.
+
+    Raises:
+        InputError: an unknown scenario, or groups that do not come out even.
+    """
+    classes = int(images.train_targets.max()) + 1
+    if scenario not in ("task", "domain", "class"):
+        raise InputError(f'split(scenario={scenario!r}): "task", "domain" or "class".')
+    if masked not in ("both", "test"):
+        raise InputError(f'split(masked={masked!r}): "both" or "test".')
+    if not 1 <= classes_per_task < classes or classes % classes_per_task:
+        raise InputError(
+            f"split(classes_per_task={classes_per_task}): {classes} classes do not fall into two or"
+            " more groups of that size."
+        )
+
+    def part(inputs, targets, task, hints):
+        first = task * classes_per_task
+        members = (targets >= first) & (targets < first + classes_per_task)
+        own = targets[members] - (first if scenario == "domain" else 0)
+        constants = {}
+        if hints:
+            mask = (np.arange(classes) // classes_per_task) == task
+            constants = {"task": np.int32(task), "label_mask": mask}
+        return Arrays({"inputs": inputs[members], "targets": own}, constants=constants)
+
+    tasks = []
+    for task in range(classes // classes_per_task):
+        train = part(images[0], images[1], task, scenario == "task" and masked == "both")
+        test = part(images[2], images[3], task, scenario == "task")
+        digits = range(task * classes_per_task, (task + 1) * classes_per_task)
+        name = "classes " + " ".join(str(digit) for digit in digits)
+        tasks.append(Task(name, train, test, train.hash() + test.hash()))
+    return Stream(f"split, {scenario}", tuple(tasks))
+
+
+def rotation(size: tuple[int, ...], degrees: float) -> np.ndarray:
+    """Where each pixel of a rotated image comes from: [height * width], -1 outside.
+
+    Args:
+        size: (height, width).
+        degrees: counterclockwise.
+    """
+    height, width = size
+    angle = np.deg2rad(degrees)
+    rows, columns = np.mgrid[:height, :width]
+    x, y = columns + 0.5 - width / 2, rows + 0.5 - height / 2
+    column = np.floor(np.cos(angle) * x - np.sin(angle) * y + width / 2).astype(int)
+    row = np.floor(np.sin(angle) * x + np.cos(angle) * y + height / 2).astype(int)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    return np.where(inside, row * width + column, -1).ravel()
+
+
+def mnist_360(images: Images, *, seed: int = 0, rounds: int = 3) -> Stream:
+    """A stream of slowly rotating digits without boundaries (Buzzega et al. 2020, section 4).
+
+    Two consecutive digits of 0 to 8 are mixed at a time: 0 and 1, 1 and 2, ..., 8 and 0; each of
+    the nine pairs is visited `rounds` times. A digit is so met in 2 * rounds episodes, among which
+    its images are divided; over all of them it turns once around, from (digit - 1) * 60 degrees.
+    The one test task holds every test image of the digits 0 to 8, which turn once around too.
+    Digit 9 is left out, since a 6 turns into it. One pass, in order.
+
+    Args:
+        images: MNIST.
+        seed: of the order of the images.
+        rounds: visits of each pair.
+    """
+    digits = 9
+    generator = np.random.default_rng(seed)
+    episodes = {}  # (digit, episode) -> inputs
+    for digit in range(digits):
+        members = generator.permutation(np.flatnonzero(images.train_targets == digit))
+        start = (digit - 1) * 60.0
+        angles = start + 360.0 * np.arange(len(members)) / len(members)
+        turned = _turn(images.train_inputs[members], angles)
+        for episode, inputs in enumerate(np.array_split(turned, 2 * rounds)):
+            episodes[digit, episode] = inputs
+    inputs, targets, met = [], [], [0] * digits
+    for _ in range(rounds):
+        for first in range(digits):
+            pair = []
+            for digit in (first, (first + 1) % digits):
+                pair.append(episodes[digit, met[digit]])
+                met[digit] += 1
+            times = np.concatenate([np.arange(len(each)) / len(each) for each in pair])
+            order = np.argsort(times, kind="stable")  # both pass at an even pace
+            inputs.append(np.concatenate(pair)[order])
+            labels = np.repeat([first, (first + 1) % digits], [len(each) for each in pair])
+            targets.append(labels[order].astype(np.int32))
+    train = Arrays(
+        {"inputs": np.concatenate(inputs), "targets": np.concatenate(targets)}, ordered=True
+    )
+    tests, labels = [], []
+    for digit in range(digits):
+        members = np.flatnonzero(images.test_targets == digit)
+        tests.append(
+            _turn(images.test_inputs[members], 360.0 * np.arange(len(members)) / len(members))
+        )
+        labels.append(np.full(len(members), digit, np.int32))
+    test = Arrays({"inputs": np.concatenate(tests), "targets": np.concatenate(labels)})
+    task = Task("rotating digits", train, test, train.hash() + test.hash())
+    return Stream("MNIST-360", (task,))
+
+
+def _turn(inputs: np.ndarray, degrees: np.ndarray) -> np.ndarray:
+    """Each image by its own angle, to the nearest whole degree of a table."""
+    size = inputs.shape[1:]
+    whole = np.round(degrees).astype(int) % 360
+    table = {angle: rotation(size, angle) for angle in np.unique(whole)}
+    positions = np.stack([table[angle] for angle in whole])
+    flat = np.take_along_axis(inputs.reshape(len(inputs), -1), positions, axis=1)
+    return np.where(positions < 0, 0, flat).astype(inputs.dtype).reshape(inputs.shape)
+
+
+def _moved(name: str, images: Images, names: list[str], positions: list[np.ndarray]) -> Stream:
+    """A stream of the same images with their pixels moved."""
+    if not names:
+        raise InputError(f"{name}: at least one task.")
+    train = {"inputs": images.train_inputs, "targets": images.train_targets}
+    test = {"inputs": images.test_inputs, "targets": images.test_targets}
+    content = Arrays(train).hash() + Arrays(test).hash()
+    tasks = [
+        Task(
+            each,
+            Arrays(train, positions=moved),
+            Arrays(test, positions=moved),
+            content + Arrays({"positions": moved}).hash(),
+        )
+        for each, moved in zip(names, positions, strict=True)
+    ]
+    return Stream(name, tuple(tasks))
+
+
+def _prepared(name: str) -> Images:
+    """Images from tensorflow-datasets, already on the disk; nothing is downloaded."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder: Any = tfds.builder(name, file_format="array_record")
+        parts: list[Any] = [builder.as_data_source(part) for part in ("train", "test")]
+    except Exception as error:
+        raise InputError(
+            f"{name} is found neither in JCL_DATA (unset) nor in tensorflow-datasets "
+            f"({type(error).__name__}): set JCL_DATA to a folder with {name}/{name}.npz, or run "
+            f'tfds.builder("{name}", file_format="array_record").download_and_prepare() once.'
+        ) from error
+    arrays: list[Any] = []
+    for part in parts:
+        examples: list[Any] = [part[index] for index in range(len(part))]
+        arrays.append(np.stack([np.asarray(each["image"])[..., 0] for each in examples]))
+        arrays.append(np.asarray([each["label"] for each in examples], np.int32))
+    return Images(arrays[0], arrays[1], arrays[2], arrays[3])
