@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import ewc, replay
+from jcl.strategies import ewc, l1, l2, mas, replay, si
 
 __all__ = [
     "Experiment",
@@ -27,9 +27,12 @@ __all__ = [
     "cosine",
     "data",
     "ewc",
+    "l1",
+    "l2",
     "learner",
     "lift",
     "losses",
+    "mas",
     "models",
     "only",
     "over_seeds",
@@ -37,6 +40,7 @@ __all__ = [
     "periodically",
     "replay",
     "scheduled",
+    "si",
     "start_task",
     "strategy",
 ]

@@ -45,6 +45,17 @@ TABLE = {
         jcl.only("body/*", jcl.replay(capacity=24, size=8, strength=strength)),
         ADAMW,
     ],
+    "si": lambda strength: [ADAMW, jcl.si(10 * strength)],
+    "si, rectified": lambda strength: [ADAMW, jcl.si(10 * strength, rectify=True)],
+    "only si": lambda strength: [ADAMW, jcl.only("body/*", jcl.si(10 * strength))],
+    "mas": lambda strength: [jcl.mas(0.1 * strength), ADAMW],
+    "only mas, in chunks": lambda strength: [jcl.only("body/*", jcl.mas(strength, chunk=4)), ADAMW],
+    "l2": lambda strength: [jcl.l2(strength), ADAMW],
+    "l2 toward initial": lambda strength: [
+        jcl.only("body/*", jcl.l2(strength, toward="initial")),
+        ADAMW,
+    ],
+    "l1": lambda strength: [jcl.l1(strength), ADAMW],
     "per task, scheduled": lambda strength: [
         jcl.ewc(strength),
         jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-2, warmup=0.2))),
