@@ -1,6 +1,5 @@
 """SI, MAS, RWalk and plain distances against what is computed by hand."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -12,6 +11,7 @@ from jcl import InputError
 
 CURVATURE, LOWEST = np.array([1.0, 4.0, 0.0]), np.array([1.0, -1.0, 5.0])
 START, RATE = np.array([0.0, 1.0, 2.0]), 0.1
+MOVE = np.array([1.0, -2.0, 3.0])
 
 
 def bowl_loss(params, batch, key):
@@ -53,11 +53,9 @@ def test_si_path_and_importance_over_two_steps():
     np.testing.assert_allclose(state.strategy[1].importance["w"], importance, rtol=1e-6)
     np.testing.assert_allclose(state.strategy[1].anchor["w"], params, rtol=1e-6)
     np.testing.assert_array_equal(state.strategy[1].path["w"], 0)
-    moved = state._replace(params={"w": jnp.asarray(params + [1, 2, 3], jnp.float32)})
+    moved = state._replace(params={"w": jnp.asarray(params + MOVE, jnp.float32)})
     _, metrics = learner.step(moved, BATCH)
-    np.testing.assert_allclose(
-        metrics["si"], 3 * (importance * np.array([1, 4, 9])).sum(), rtol=1e-5
-    )
+    np.testing.assert_allclose(metrics["si"], 3 * (importance * MOVE**2).sum(), rtol=1e-5)
 
 
 def test_si_adds_up_over_tasks():
@@ -131,7 +129,7 @@ def test_mas_where_labels_are_masked():
     ("make", "expected"), [(jcl.l2, 2 * (1 + 4 + 9)), (jcl.l1, 2 * (1 + 2 + 3))]
 )
 def test_distances(make, expected):
-    moved = {"w": jnp.asarray(START + [1, -2, 3], jnp.float32)}
+    moved = {"w": jnp.asarray(START + MOVE, jnp.float32)}
     start = {"w": jnp.asarray(START, jnp.float32)}
     name = make.__name__
     anchored, initial = make(2.0), make(2.0, toward="initial")
@@ -166,6 +164,11 @@ def test_l2_is_ewc_with_every_importance_one():
         (lambda: jcl.mas(-1.0), "must not be negative"),
         (lambda: jcl.mas(1.0, chunk=0), "at least one example"),
         (lambda: jcl.l2(-1.0), "must not be negative"),
+        (lambda: jcl.rwalk(-1.0), "must not be negative"),
+        (lambda: jcl.rwalk(1.0, rate=0.0), r"lies in \(0, 1\]"),
+        (lambda: jcl.rwalk(1.0, every=0), "at least one step"),
+        (lambda: jcl.rwalk(1.0, damping=0.0), "larger than 0"),
+        (lambda: jcl.rwalk(1.0, chunk=0), "at least one example"),
         (lambda: jcl.l1(1.0, toward="last"), '"anchor" or "initial"'),
     ],
 )
@@ -180,3 +183,35 @@ def test_a_chunk_that_does_not_divide_is_refused():
             jcl.mas(1.0).init(toy.params()), toy.params(), batches=toy.stacked(),
             loss_fn=toy.loss_fn, key=None,
         )  # fmt: skip
+
+
+def test_rwalk_over_one_interval_and_a_boundary():
+    """f is the squared gradient, all examples being alike; the second boundary halves the score."""
+    chain = jcl.chain(optax.sgd(RATE), jcl.rwalk(3.0, rate=0.9, every=2, damping=0.1))
+    learner, state, _ = stepped(chain, steps=2)
+    middle, _ = by_hand(START, 1)
+    end, path = by_hand(START, 2)
+    fisher = 0.9 * (CURVATURE * (middle - LOWEST)) ** 2
+    score = path / (0.5 * fisher * (end - START) ** 2 + 0.1)
+    walk = state.strategy[1]
+    np.testing.assert_allclose(walk.fisher["w"], fisher, rtol=1e-5)
+    np.testing.assert_allclose(walk.score["w"], score, rtol=1e-5)
+    np.testing.assert_array_equal(walk.path["w"], 0)
+    np.testing.assert_allclose(walk.start["w"], end, rtol=1e-6)
+
+    state = learner.consolidate(state, BATCHES)
+    importance = fisher / fisher.max() + score / score.max()
+    np.testing.assert_allclose(state.strategy[1].importance["w"], importance, rtol=1e-5)
+    _, metrics = learner.step(state._replace(params={"w": state.params["w"] + MOVE}), BATCH)
+    np.testing.assert_allclose(metrics["rwalk"], 3 * (importance * MOVE**2).sum(), rtol=1e-5)
+
+    state = learner.consolidate(state, BATCHES)  # a task without a step has the score 0
+    np.testing.assert_allclose(state.strategy[1].score["w"], score / 2, rtol=1e-5)
+
+
+def test_rwalk_scores_what_is_left_of_an_interval_and_cuts_the_negative():
+    chain = jcl.chain(optax.sgd(-RATE), jcl.rwalk(1.0, every=100, damping=0.1))  # ascends
+    learner, state, _ = stepped(chain)
+    walk = learner.consolidate(state, BATCHES).strategy[1]
+    assert (np.asarray(walk.score["w"])[:2] < 0).all()
+    np.testing.assert_array_equal(walk.importance["w"], 0)

@@ -13,10 +13,10 @@ def mas(strength: float, *, chunk: int = 1) -> Strategy:
 
     loss = task loss + strength * sum_i importance_i (params_i - anchor_i)^2.
 
-    Aljundi et al. 2018, section 4, without a half: at a boundary importance <- importance + mean
-    over examples of |d ||logits||^2 / d params|, anchor <- params. It reads no targets. ||logits||^2
-    is summed over the classes of an example; of a language model's block, whose outputs are
-    logits at every position, it is the mean over positions.
+    Aljundi et al. 2018, section 4; the penalty is theirs, without a half. At a boundary
+    importance <- importance + mean over examples of |d ||logits||^2 / d params|, anchor <- params.
+    It reads no targets. The squared norm is the sum over an example's classes; of a language
+    model's block, which has logits at every position, the mean of that over positions.
 
     Args:
         strength: weight of the penalty; 0 switches it off.

@@ -60,8 +60,8 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
         )
 
     def init(params, **_):
-        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
-        return Synapses(zeros(), jax.tree.map(jnp.copy, params), zeros())
+        importance, path = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return Synapses(importance, jax.tree.map(jnp.copy, params), path)
 
     def loss(state, params, **_):
         return {"si": strength * distance(state.importance, params, state.anchor)}
