@@ -14,4 +14,6 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["jcl.losses", "jcl.memory", "jcl.metrics", "jcl.models"], "beartype.beartype")
+install_import_hook(
+    ["jcl.losses", "jcl.memory", "jcl.metrics", "jcl.models", "jcl.probes"], "beartype.beartype"
+)

@@ -45,6 +45,36 @@ TABLE = {
         jcl.only("body/*", jcl.replay(capacity=24, size=8, strength=strength)),
         ADAMW,
     ],
+    "si": lambda strength: [ADAMW, jcl.si(10 * strength)],
+    "si, rectified": lambda strength: [ADAMW, jcl.si(10 * strength, rectify=True)],
+    "only si": lambda strength: [ADAMW, jcl.only("body/*", jcl.si(10 * strength))],
+    "mas": lambda strength: [jcl.mas(0.1 * strength), ADAMW],
+    "only mas, in chunks": lambda strength: [jcl.only("body/*", jcl.mas(strength, chunk=4)), ADAMW],
+    "l2": lambda strength: [jcl.l2(strength), ADAMW],
+    "l2 toward initial": lambda strength: [
+        jcl.only("body/*", jcl.l2(strength, toward="initial")),
+        ADAMW,
+    ],
+    "l1": lambda strength: [jcl.l1(strength), ADAMW],
+    "lwf": lambda strength: [jcl.lwf(strength), ADAMW],
+    "only lwf": lambda strength: [jcl.only("body/*", jcl.lwf(strength, temperature=1.0)), ADAMW],
+    "feature distillation": lambda strength: [
+        jcl.feature_distillation(toy.features, strength),
+        ADAMW,
+    ],
+    "rwalk": lambda strength: [ADAMW, jcl.rwalk(strength, every=2)],
+    "only rwalk, in chunks": lambda strength: [
+        ADAMW,
+        jcl.only("body/*", jcl.rwalk(strength, every=3, chunk=4)),
+    ],
+    "shrink and perturb": lambda strength: [
+        jcl.shrink_and_perturb(1 - 0.3 * strength, 0.1 * strength, toy.initial),
+        ADAMW,
+    ],
+    "only shrink and perturb": lambda strength: [
+        jcl.only("body/*", jcl.shrink_and_perturb(1 - 0.3 * strength, 0.1 * strength)),
+        ADAMW,
+    ],
     "per task, scheduled": lambda strength: [
         jcl.ewc(strength),
         jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-2, warmup=0.2))),
@@ -333,13 +363,24 @@ def test_survives_unknown_extra_arguments(name):
 
 def test_all_in_one_chain():
     learner = jcl.learner(
-        toy.loss_fn, jcl.chain(jcl.replay(capacity=24, size=8), jcl.ewc(STRENGTH), ADAMW)
+        toy.loss_fn,
+        jcl.chain(
+            jcl.replay(capacity=24, size=8),
+            jcl.ewc(STRENGTH),
+            jcl.mas(0.1 * STRENGTH),
+            jcl.lwf(STRENGTH),
+            ADAMW,
+            jcl.si(STRENGTH),
+            jcl.rwalk(STRENGTH, every=2),
+        ),
     )
-    state, _ = train(Compiled(learner), begin(learner))
-    _, metrics = learner.step(state, toy.batch(0))
-    assert set(metrics) == {"loss", "total", "replay", "ewc"}
-    np.testing.assert_allclose(
-        metrics["total"], metrics["loss"] + metrics["replay"] + metrics["ewc"], rtol=1e-6
-    )
-    assert metrics["replay"] > 0
-    assert metrics["ewc"] > 0
+    row = Compiled(learner)
+    state, losses = train(row, begin(learner))
+    state, _ = row.step(state, toy.batch(0))  # at the boundary itself the params are the anchor
+    _, metrics = row.step(state, toy.batch(1))
+    terms = {"loss", "replay", "ewc", "mas", "lwf", "si", "rwalk"}
+    assert set(metrics) == {"total", *terms}
+    assert np.isfinite(losses).all()
+    assert all(metrics[term] > 0 for term in terms)
+    np.testing.assert_allclose(metrics["total"], sum(metrics[term] for term in terms), rtol=1e-6)
+    assert row.traces == {"step": 1, "consolidate": 1}

@@ -19,6 +19,7 @@ ALLOWED = {
     "learner": {"core"},
     "losses": set(),
     "metrics": set(),
+    "probes": set(),
     "models": {"models"},
     "data": {"data"},
     "sharding": set(),
@@ -31,7 +32,9 @@ ALLOWED = {
         "checkpoint", "data", "experiment", "folder", "learner", "progress", "report", "sharding",
     },
     "__main__": {"allocator", "data", "models", "report", "run", "strategies"},
-    "__init__": {"core", "data", "experiment", "learner", "losses", "models", "strategies"},
+    "__init__": {
+        "core", "data", "experiment", "learner", "losses", "models", "probes", "strategies",
+    },
 }  # fmt: skip
 
 

@@ -20,8 +20,17 @@ def loss_fn(params, batch, key):
     return losses.mean(), {"logits": logits, "losses": losses}
 
 
+def features(params, inputs):
+    return jnp.tanh(inputs @ params["body"]["kernel"] + params["body"]["bias"])
+
+
 def params(seed=0):
-    key_body, key_head = jax.random.split(jax.random.key(seed))
+    return initial(jax.random.key(seed))
+
+
+def initial(key):
+    """Fresh params, as a model's init makes them of a key."""
+    key_body, key_head = jax.random.split(key)
     return {
         "body": {
             "kernel": jax.random.normal(key_body, (INPUTS, HIDDEN)),

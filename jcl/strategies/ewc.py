@@ -1,25 +1,13 @@
 """Elastic weight consolidation."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jcl.core import Batch, Params, Strategy, strategy
 from jcl.errors import InputError
-
-
-class Quadratic(NamedTuple):
-    """One quadratic bowl that stands for those of all past tasks.
-
-    Attributes:
-        importance: shaped like params; the curvature, zero before the first boundary.
-        anchor: shaped like params; where the bowl is lowest.
-    """
-
-    importance: Params
-    anchor: Params
+from jcl.strategies.quadratic import Quadratic, distance, flat, mean_over_examples
 
 
 def ewc(
@@ -54,6 +42,10 @@ def ewc(
         chunk: examples differentiated at once; 1 takes the least memory. It must divide the
             examples of a boundary.
 
+    Stores: 2 params-sized trees (importance, anchor).
+    Place: anywhere.
+    Scenario: any.
+
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.ewc(strength=100.0), optax.adamw(1e-3))
     """
@@ -67,16 +59,11 @@ def ewc(
         raise InputError(f"ewc(chunk={chunk}): at least one example is differentiated at once.")
 
     def init(params, **_):
-        return Quadratic(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.copy, params))
+        return flat(params)
 
     def loss(state, params, **_):
-        bowls = jax.tree.map(
-            lambda importance, parameter, anchor: jnp.sum(importance * (parameter - anchor) ** 2),
-            state.importance,
-            params,
-            state.anchor,
-        )
-        return {"ewc": 0.5 * strength * jnp.asarray(optax.tree.sum(bowls))}
+        bowl = distance(state.importance, params, state.anchor)
+        return {"ewc": 0.5 * strength * bowl}
 
     def consolidate(state, params, *, batches, loss_fn, key, **_):
         new = fisher(loss_fn, params, batches, key, targets=targets, chunk=chunk)
@@ -119,16 +106,6 @@ def fisher(
         targets: as in `ewc`.
         chunk: as in `ewc`.
     """
-    number = jax.tree.leaves(batches)[0].shape[0] * jax.tree.leaves(batches)[0].shape[1]
-    if number % chunk:
-        raise InputError(
-            f"ewc(chunk={chunk}) does not divide the {number} examples of a boundary: choose a "
-            "chunk that divides boundary_batches * batch_size."
-        )
-    groups = jax.tree.map(
-        lambda leaf: leaf.reshape((number // chunk, chunk, 1, *leaf.shape[2:])), batches
-    )
-    keys = jax.random.split(jax.random.key(0) if key is None else key, (number // chunk, chunk))
 
     def squared_gradient(example, key):
         if targets == "sampled":
@@ -137,14 +114,4 @@ def fisher(
         gradient = jax.grad(lambda params: loss_fn(params, example, None)[0])(params)
         return jax.tree.map(jnp.square, gradient)
 
-    def add(total, group_and_keys):
-        if chunk == 1:
-            squares = squared_gradient(*jax.tree.map(lambda leaf: leaf[0], group_and_keys))
-        else:
-            squares = jax.tree.map(
-                lambda leaf: leaf.sum(axis=0), jax.vmap(squared_gradient)(*group_and_keys)
-            )
-        return jax.tree.map(jnp.add, total, squares), None
-
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (groups, keys))
-    return jax.tree.map(lambda leaf: leaf / number, total)
+    return mean_over_examples(squared_gradient, params, batches, key, chunk=chunk, name="ewc")

@@ -33,6 +33,10 @@ def replay(
         insert: "step" offers every training batch as it is seen; "boundary" offers the batches
             that `consolidate` gets, so that the current task is not replayed.
 
+    Stores: a memory of `capacity` examples.
+    Place: anywhere.
+    Scenario: any.
+
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.replay(capacity=1000, size=16), optax.adamw(1e-3))
     """

@@ -1,0 +1,80 @@
+"""Less-forgetting learning: distillation of features."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl.core import Params, Strategy, strategy
+from jcl.errors import InputError
+from jcl.strategies.lwf import mean_over_counted
+
+
+class FeatureTeacher(NamedTuple):
+    """The model of the last boundary.
+
+    Attributes:
+        params: shaped like params.
+        ready: whether there was a boundary (bool).
+    """
+
+    params: Params
+    ready: jax.Array
+
+
+def feature_distillation(features: Callable[[Params, Any], jax.Array], strength: float) -> Strategy:
+    """Keeps the features of new data near those of the model before the task.
+
+    loss = task loss + strength / 2 * ||features(params, inputs) - features(teacher, inputs)||^2,
+    the mean over examples (over counted positions of a language model); nothing before the first
+    boundary.
+
+    Jung et al. 2016 ("Less-forgetting learning"), section 3, whose features are what the head
+    gets. Differs from the paper in: the mean over the batch instead of the sum; the head is not
+    frozen (`jcl.only` and optax can).
+
+    Args:
+        features: (params, inputs) -> [batch, ..., width], such as `model.features`. It sees the
+            params and the batch's inputs as they are, not through the views of the chain.
+        strength: weight of the term; 0 switches it off.
+
+    Raises:
+        InputError: at init, inside `jcl.only`, where features would miss the rest of the params.
+
+    Stores: 1 params-sized tree (the teacher).
+    Place: anywhere, but not inside only(...).
+    Scenario: any.
+
+    >>> import jcl, optax
+    >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
+    >>> method = jcl.chain(jcl.feature_distillation(model.features, 1.0), optax.adamw(1e-3))
+    """
+    if not callable(features):
+        raise InputError(
+            "feature_distillation(features, strength): features is a function such as "
+            f"model.features, not {features!r}."
+        )
+    if isinstance(strength, int | float) and strength < 0:
+        raise InputError(
+            f"feature_distillation(strength={strength}): the strength must not be negative."
+        )
+
+    def init(params, **_):
+        if any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)):
+            raise InputError(
+                "feature_distillation needs all params and cannot stand in only(...): put it into "
+                "the chain by itself."
+            )
+        return FeatureTeacher(jax.tree.map(jnp.copy, params), jnp.zeros((), bool))
+
+    def loss(state, params, *, batch, **_):
+        teacher = jax.lax.stop_gradient(features(state.params, batch["inputs"]))
+        distance = jnp.sum((features(params, batch["inputs"]) - teacher) ** 2, axis=-1)
+        value = 0.5 * strength * mean_over_counted(distance, batch)
+        return {"feature_distillation": jnp.where(state.ready, value, 0.0)}
+
+    def consolidate(state, params, **_):
+        return FeatureTeacher(jax.tree.map(jnp.copy, params), jnp.ones_like(state.ready)), params
+
+    return strategy(name="feature_distillation", init=init, loss=loss, consolidate=consolidate)

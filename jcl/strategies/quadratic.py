@@ -1,0 +1,82 @@
+"""What the methods share that hold each parameter near an anchor, by its importance."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jcl.core import Batch, Params
+from jcl.errors import InputError
+
+
+class Quadratic(NamedTuple):
+    """One quadratic bowl that stands for those of all past tasks.
+
+    Attributes:
+        importance: shaped like params; the curvature, zero before the first boundary.
+        anchor: shaped like params; where the bowl is lowest.
+    """
+
+    importance: Params
+    anchor: Params
+
+
+def flat(params: Params) -> Quadratic:
+    """The bowl before any task: no curvature anywhere."""
+    return Quadratic(jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.copy, params))
+
+
+def distance(importance: Params, params: Params, anchor: Params) -> jax.Array:
+    """sum_i importance_i (params_i - anchor_i)^2."""
+    bowls = jax.tree.map(
+        lambda importance, parameter, anchor: jnp.sum(importance * (parameter - anchor) ** 2),
+        importance,
+        params,
+        anchor,
+    )
+    return jnp.asarray(optax.tree.sum(bowls))
+
+
+def mean_over_examples(
+    function: Callable[[Batch, jax.Array], Params],
+    params: Params,
+    batches: Batch,
+    key: jax.Array | None,
+    *,
+    chunk: int,
+    name: str,
+) -> Params:
+    """The mean of a params-shaped function over the examples of [number, batch, ...] batches.
+
+    A scan over examples holds one params-sized tree at a time (times `chunk`).
+
+    Args:
+        function: (batch of one example, key) -> tree shaped like params.
+        params: whose shapes count.
+        batches: every leaf is [number, batch, ...].
+        key: split over the examples; None stands for a fixed key.
+        chunk: examples computed at once; it must divide their number.
+        name: of the strategy, for the message.
+    """
+    number = jax.tree.leaves(batches)[0].shape[0] * jax.tree.leaves(batches)[0].shape[1]
+    if number % chunk:
+        raise InputError(
+            f"{name}(chunk={chunk}) does not divide the {number} examples of a boundary: choose a "
+            "chunk that divides boundary_batches * batch_size."
+        )
+    groups = jax.tree.map(
+        lambda leaf: leaf.reshape((number // chunk, chunk, 1, *leaf.shape[2:])), batches
+    )
+    keys = jax.random.split(jax.random.key(0) if key is None else key, (number // chunk, chunk))
+
+    def add(total, group_and_keys):
+        if chunk == 1:
+            new = function(*jax.tree.map(lambda leaf: leaf[0], group_and_keys))
+        else:
+            new = jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.vmap(function)(*group_and_keys))
+        return jax.tree.map(jnp.add, total, new), None
+
+    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (groups, keys))
+    return jax.tree.map(lambda leaf: leaf / number, total)

@@ -1,0 +1,84 @@
+"""Synaptic Intelligence."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl.core import Params, Strategy, strategy
+from jcl.errors import InputError
+from jcl.strategies.quadratic import distance
+
+
+class Synapses(NamedTuple):
+    """What each parameter has done for past tasks, and does for this one.
+
+    Attributes:
+        importance: shaped like params; zero before the first boundary.
+        anchor: shaped like params; where they stood at the last boundary, where the penalty is
+            lowest and from where the task's path is measured.
+        path: shaped like params; by how much each parameter's steps in this task lowered the loss.
+    """
+
+    importance: Params
+    anchor: Params
+    path: Params
+
+
+def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strategy:
+    """Holds the params near those of past tasks, each by how far it lowered their loss.
+
+    loss = task loss + strength * sum_i importance_i (params_i - anchor_i)^2.
+
+    Zenke et al. 2017, section 3: at every step path <- path - gradient * step (equation 3); at a
+    boundary importance <- importance + path / ((params - anchor)^2 + damping) (equation 5),
+    path <- 0, anchor <- params; the penalty is equation 4, without a half. The equations cut
+    nothing off: a parameter whose steps raised the loss has a negative importance, which is a
+    reward for moving. rectify=True is the authors' released code, which cuts the accumulated
+    importance at zero. Differs from the paper in: the gradient is that of the total loss, the
+    penalty included, of the batch that made the step; widely used implementations do so too, and
+    it needs no second backward pass.
+
+    Args:
+        strength: weight of the penalty (the paper's c); 0 switches it off.
+        damping: the paper's xi, larger than 0; bounds the importance of what hardly moved.
+        rectify: cut negative importance.
+
+    Stores: 3 params-sized trees (importance, anchor, path).
+    Place: right of the optimizer.
+    Scenario: any.
+
+    >>> import jcl, optax
+    >>> method = jcl.chain(optax.adamw(1e-3), jcl.si(strength=0.1))
+    """
+    if isinstance(strength, int | float) and strength < 0:
+        raise InputError(f"si(strength={strength}): the strength must not be negative.")
+    if damping <= 0:
+        raise InputError(
+            f"si(damping={damping}): the damping must be larger than 0, or what never moved would "
+            "have an importance of 0 / 0."
+        )
+
+    def init(params, **_):
+        importance, path = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))
+        return Synapses(importance, jax.tree.map(jnp.copy, params), path)
+
+    def loss(state, params, **_):
+        return {"si": strength * distance(state.importance, params, state.anchor)}
+
+    def update(updates, state, params, *, grad, **_):
+        path = jax.tree.map(lambda path, g, step: path - g * step, state.path, grad, updates)
+        return updates, state._replace(path=path)
+
+    def consolidate(state, params, **_):
+        def add(importance, path, parameter, anchor):
+            total = importance + path / ((parameter - anchor) ** 2 + damping)
+            return jnp.maximum(total, 0.0) if rectify else total
+
+        importance = jax.tree.map(add, state.importance, state.path, params, state.anchor)
+        path = jax.tree.map(jnp.zeros_like, state.path)
+        return Synapses(importance, jax.tree.map(jnp.copy, params), path), params
+
+    return strategy(
+        name="si", side="step", init=init, loss=loss, update=update, consolidate=consolidate
+    )
