@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import ewc, replay
+from jcl.strategies import agem, der, ewc, replay
 
 __all__ = [
     "Experiment",
@@ -23,9 +23,11 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Strategy",
+    "agem",
     "chain",
     "cosine",
     "data",
+    "der",
     "ewc",
     "learner",
     "lift",

@@ -49,17 +49,27 @@ TABLE = {
         jcl.ewc(strength),
         jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-2, warmup=0.2))),
     ],
+    "der": lambda strength: [jcl.der(24, 8, strength), ADAMW],
+    "der++": lambda strength: [jcl.der(24, 8, strength, replay_strength=strength), ADAMW],
+    "der, top": lambda strength: [jcl.der(24, 8, strength, top=2), ADAMW],
+    "agem": lambda strength: [jcl.agem(24, 8), ADAMW],
+    "agem at the step": lambda strength: [jcl.agem(24, 8, insert="step"), ADAMW],
+    "only agem": lambda strength: [jcl.only("body/*", jcl.agem(24, 8)), ADAMW],
     "nested chain": lambda strength: [
         jcl.chain(jcl.replay(capacity=24, size=8, strength=strength), jcl.ewc(strength)),
         optax.clip_by_global_norm(1.0),
         ADAMW,
     ],
 }
+# Methods that have no strength which could be 0.
+WITHOUT_STRENGTH = {"naive", "agem", "agem at the step", "only agem"}
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 
 rows = pytest.mark.parametrize("name", TABLE)
-rows_with_strength = pytest.mark.parametrize("name", [name for name in TABLE if name != "naive"])
+rows_with_strength = pytest.mark.parametrize(
+    "name", [name for name in TABLE if name not in WITHOUT_STRENGTH]
+)
 
 
 def make(name, strength=STRENGTH):

@@ -1,6 +1,8 @@
 """The methods, one file each."""
 
+from jcl.strategies.agem import agem
+from jcl.strategies.der import der
 from jcl.strategies.ewc import ewc
 from jcl.strategies.replay import replay
 
-__all__ = ["ewc", "replay"]
+__all__ = ["agem", "der", "ewc", "replay"]
