@@ -1,6 +1,6 @@
 """jcl: continual and online learning for language models in JAX."""
 
-from jcl import data, losses, models
+from jcl import data, losses, memory, models
 from jcl.core import (
     Strategy,
     chain,
@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import agem, der, ewc, replay
+from jcl.strategies import agem, der, ewc, gem, replay
 
 __all__ = [
     "Experiment",
@@ -29,9 +29,11 @@ __all__ = [
     "data",
     "der",
     "ewc",
+    "gem",
     "learner",
     "lift",
     "losses",
+    "memory",
     "models",
     "only",
     "over_seeds",

@@ -55,6 +55,28 @@ TABLE = {
     "agem": lambda strength: [jcl.agem(24, 8), ADAMW],
     "agem at the step": lambda strength: [jcl.agem(24, 8, insert="step"), ADAMW],
     "only agem": lambda strength: [jcl.only("body/*", jcl.agem(24, 8)), ADAMW],
+    "gem": lambda strength: [jcl.gem(30, tasks=3), ADAMW],
+    "replay, ring, balanced draw": lambda strength: [
+        jcl.replay(jcl.memory.ring(24), size=8, strength=strength, draw="balanced"),
+        ADAMW,
+    ],
+    "replay, class balanced": lambda strength: [
+        jcl.replay(jcl.memory.class_balanced(24, classes=3), size=8, strength=strength),
+        ADAMW,
+    ],
+    "replay, priority": lambda strength: [
+        jcl.replay(jcl.memory.priority(24, draw="score"), size=8, strength=strength),
+        ADAMW,
+    ],
+    "replay, herding": lambda strength: [
+        jcl.replay(
+            jcl.memory.herding(24, 3, lambda params, inputs: inputs @ params["body"]["kernel"]),
+            size=8,
+            strength=strength,
+            insert="boundary",
+        ),
+        ADAMW,
+    ],
     "nested chain": lambda strength: [
         jcl.chain(jcl.replay(capacity=24, size=8, strength=strength), jcl.ewc(strength)),
         optax.clip_by_global_norm(1.0),
@@ -62,7 +84,7 @@ TABLE = {
     ],
 }
 # Methods that have no strength which could be 0.
-WITHOUT_STRENGTH = {"naive", "agem", "agem at the step", "only agem"}
+WITHOUT_STRENGTH = {"naive", "agem", "agem at the step", "only agem", "gem"}
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 

@@ -31,7 +31,9 @@ ALLOWED = {
         "checkpoint", "data", "experiment", "folder", "learner", "progress", "report", "sharding",
     },
     "__main__": {"allocator", "data", "models", "report", "run", "strategies"},
-    "__init__": {"core", "data", "experiment", "learner", "losses", "models", "strategies"},
+    "__init__": {
+        "core", "data", "experiment", "learner", "losses", "memory", "models", "strategies",
+    },
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from jcl.strategies.agem import agem
 from jcl.strategies.der import der
 from jcl.strategies.ewc import ewc
+from jcl.strategies.gem import gem
 from jcl.strategies.replay import replay
 
-__all__ = ["agem", "der", "ewc", "replay"]
+__all__ = ["agem", "der", "ewc", "gem", "replay"]
