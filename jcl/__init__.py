@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import agem, der, ewc, gem, replay
+from jcl.strategies import agem, der, ewc, gdumb, gem, gss, mir, replay
 
 __all__ = [
     "Experiment",
@@ -29,11 +29,14 @@ __all__ = [
     "data",
     "der",
     "ewc",
+    "gdumb",
     "gem",
+    "gss",
     "learner",
     "lift",
     "losses",
     "memory",
+    "mir",
     "models",
     "only",
     "over_seeds",

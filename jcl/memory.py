@@ -6,7 +6,7 @@ strategies.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def reservoir(capacity: int) -> Policy:
         order = memory.seen + jnp.arange(number, dtype=jnp.int32)
         drawn = jax.random.randint(_key(memory, key, 0), (number,), 0, order + 1)
         slot = jnp.minimum(jnp.where(order < capacity, order, drawn), capacity)
-        return Reservoir(_write(memory.items, batch, slot), memory.seen + number)
+        return Reservoir(write(memory.items, batch, slot), memory.seen + number)
 
     return Policy(init, insert, _draw_first(capacity), _first(capacity))
 
@@ -121,8 +121,8 @@ class Prioritized(NamedTuple):
 def priority(
     capacity: int,
     *,
-    keep: Literal["highest", "lowest"] = "highest",
-    draw: Literal["uniform", "score"] = "uniform",
+    keep: str = "highest",
+    draw: str = "uniform",
 ) -> Policy:
     """The items of the highest (or lowest) loss among all ever offered.
 
@@ -132,7 +132,7 @@ def priority(
 
     Args:
         capacity: number of items it holds.
-        keep: which losses stay.
+        keep: the losses that stay, "highest" or "lowest".
         draw: "uniform", or "score": with a chance proportional to the loss (the proportional
             variant of prioritized replay, Schaul et al. 2016, section 3.3, with exponent 1 and
             without its importance weights). Both with replacement.
@@ -148,7 +148,7 @@ def priority(
         scores = jnp.zeros(capacity, jnp.float32)
         return Prioritized(_empty(capacity, batch), jnp.zeros((), jnp.int32), scores)
 
-    def insert(memory, batch, key, scores=None):
+    def insert(memory, batch, key, scores):
         number = _number(batch)
         pairs = min(number, capacity)
         rank = jnp.where(filled(memory), sign * memory.scores, -jnp.inf)
@@ -159,7 +159,7 @@ def priority(
         slot = jnp.where(sign * scores[best] > rank[worst], worst, capacity)
         chosen = jax.tree.map(lambda leaf: leaf[best], batch)
         kept = memory.scores.at[slot].set(scores[best], mode="drop")
-        return Prioritized(_write(memory.items, chosen, slot), memory.seen + number, kept)
+        return Prioritized(write(memory.items, chosen, slot), memory.seen + number, kept)
 
     def draw_by_score(memory, size, key):
         weights = jnp.where(filled(memory), jnp.maximum(memory.scores, 1e-12), 0.0)
@@ -268,15 +268,13 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
         place = jnp.full(classes, -1, jnp.int32)
         return Herded(_empty(capacity, batch), jnp.zeros((), jnp.int32), filled, place)
 
-    def insert(memory, batch, key, scores=None):
+    def insert(memory, batch, key, scores):
         number, known = _number(batch), jnp.sum(memory.place >= 0)
         member = batch["targets"][:, None] == jnp.arange(classes)
         new = jnp.any(member, axis=0) & (memory.place < 0)
         place = jnp.where(new, known + jnp.cumsum(new) - 1, memory.place).astype(jnp.int32)
-        before, share = (
-            capacity // jnp.maximum(known, 1),
-            capacity // jnp.maximum(known + new.sum(), 1),
-        )
+        met = known + new.sum()
+        before, share = (capacity // jnp.maximum(count, 1) for count in (known, met))
         exemplars = herd(scores, member & new, share, min(capacity, number))
 
         slot = jnp.arange(capacity)
@@ -290,7 +288,7 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
         old = jnp.minimum(position * before + rank, capacity - 1)
         has_fresh = (rank < len(exemplars)) & (fresh < number)
         filled = jnp.where(new[label], has_fresh, memory.filled[old])
-        filled = filled & (position < known + new.sum())
+        filled = filled & (position < met)
 
         def choose(kept, offered):
             shape = (capacity,) + (1,) * (kept.ndim - 1)
@@ -406,7 +404,7 @@ def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]
         carry = (labels, memory._replace(items={}))
         items = (batch["targets"].astype(jnp.int32), chances)
         (_, counted), slot = jax.lax.scan(offer, carry, items)
-        return counted._replace(items=_write(memory.items, batch, slot), seen=memory.seen + number)
+        return counted._replace(items=write(memory.items, batch, slot), seen=memory.seen + number)
 
     def filled(memory):
         return jnp.arange(capacity) < memory.stored.sum()
@@ -453,7 +451,7 @@ def _empty(capacity: int, batch: Items) -> Items:
     return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), batch)
 
 
-def _write(items: Items, batch: Items, slot: jax.Array) -> Items:
+def write(items: Items, batch: Items, slot: jax.Array) -> Items:
     """The items with each of the batch in its slot; slots beyond the last are dropped, and of two
     in one slot the later wins."""
     capacity = _number(items)

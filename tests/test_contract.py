@@ -77,6 +77,16 @@ TABLE = {
         ),
         ADAMW,
     ],
+    "mir": lambda strength: [jcl.mir(24, 8, 12, learning_rate=0.1, strength=strength), ADAMW],
+    "gss": lambda strength: [jcl.gss(24, 8, strength=strength, references=3), ADAMW],
+    "gss, grouped": lambda strength: [
+        jcl.gss(24, 8, strength=strength, references=2, reference_size=4, group=8),
+        ADAMW,
+    ],
+    "gdumb": lambda strength: [
+        ADAMW,
+        jcl.gdumb(24, classes=3, steps=5, size=8, optimizer=optax.sgd(0.1)),
+    ],
     "nested chain": lambda strength: [
         jcl.chain(jcl.replay(capacity=24, size=8, strength=strength), jcl.ewc(strength)),
         optax.clip_by_global_norm(1.0),
@@ -84,7 +94,7 @@ TABLE = {
     ],
 }
 # Methods that have no strength which could be 0.
-WITHOUT_STRENGTH = {"naive", "agem", "agem at the step", "only agem", "gem"}
+WITHOUT_STRENGTH = {"naive", "agem", "agem at the step", "only agem", "gem", "gdumb"}
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jcl import memory as memories
 from jcl.core import Strategy, strategy
@@ -86,9 +87,9 @@ def gem(capacity: int, tasks: int, *, margin: float = 0.5) -> Strategy:
         empty = jax.tree.map(lambda leaf: jnp.zeros((tasks, *leaf.shape), leaf.dtype), params)
         references = jax.lax.fori_loop(0, state.task, reference, empty)
         past = (jnp.arange(tasks) < state.task) & (state.memories.seen > 0)
-        gram = sum(jax.tree.leaves(jax.tree.map(_products, references, references)))
+        gram = _products(references, references)
         own = jax.tree.map(lambda leaf: leaf[None], updates)
-        along = sum(jax.tree.leaves(jax.tree.map(_products, references, own)))[:, 0]
+        along = _products(references, own)[:, 0]
         pull = dual(gram, along, past, margin)
         pull = jnp.where(jnp.any(past & (along < 0)), pull, 0.0)
         updates = jax.tree.map(
@@ -148,6 +149,11 @@ def nonnegative(matrix: jax.Array, linear: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, ITERATIONS, newton, (start, start))[0]
 
 
-def _products(rows: jax.Array, others: jax.Array) -> jax.Array:
-    rows, others = (leaf.reshape(leaf.shape[0], -1) for leaf in (rows, others))
-    return jnp.matmul(rows, others.T, precision=jax.lax.Precision.HIGHEST)
+def _products(rows, others):
+    """[rows, others], the inner products over the whole tree."""
+
+    def product(one, other):
+        one, other = (leaf.reshape(leaf.shape[0], -1) for leaf in (one, other))
+        return jnp.matmul(one, other.T, precision=jax.lax.Precision.HIGHEST)
+
+    return jnp.asarray(optax.tree.sum(jax.tree.map(product, rows, others)))

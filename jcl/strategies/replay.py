@@ -1,6 +1,6 @@
 """Experience replay."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ def replay(
         value, _ = loss_fn(params, policy.draw(state, size, key_draw), key_dropout)
         return {"replay": strength * jnp.where(state.seen > 0, value, 0.0)}
 
-    def update(updates, state, params, *, batch, key, aux=None, **_):
+    def update(updates, state, params, *, batch, key, aux: Any = None, **_):
         if insert == "boundary":
             return updates, state
         scores = policy.score(params, batch, aux) if policy.score else None
