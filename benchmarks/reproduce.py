@@ -84,7 +84,7 @@ def verdict(published, interval, mean, ours):
 def rows(table):
     """(markdown line, verdict or None) for each cell."""
     why = getattr(load_config(CONFIGS / f"{table}.py"), "WHY", {})
-    for name, _, arguments, published, interval, _ in cells(table):
+    for name, _, _, published, interval, _ in cells(table):
         out = place(table, name)
         shown = f"{published:.2f}" + (f" ± {interval:.2f}" if interval else "")
         if not report.complete(out):

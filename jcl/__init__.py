@@ -1,6 +1,6 @@
 """jcl: continual and online learning for language models in JAX."""
 
-from jcl import data, losses, models, probes
+from jcl import data, losses, memory, models, probes
 from jcl.core import (
     Strategy,
     chain,
@@ -16,12 +16,18 @@ from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
 from jcl.strategies import (
+    agem,
+    der,
     ewc,
     feature_distillation,
+    gdumb,
+    gem,
+    gss,
     l1,
     l2,
     lwf,
     mas,
+    mir,
     replay,
     rwalk,
     shrink_and_perturb,
@@ -34,11 +40,16 @@ __all__ = [
     "Learner",
     "LearnerState",
     "Strategy",
+    "agem",
     "chain",
     "cosine",
     "data",
+    "der",
     "ewc",
     "feature_distillation",
+    "gdumb",
+    "gem",
+    "gss",
     "l1",
     "l2",
     "learner",
@@ -46,6 +57,8 @@ __all__ = [
     "losses",
     "lwf",
     "mas",
+    "memory",
+    "mir",
     "models",
     "only",
     "over_seeds",

@@ -1,6 +1,8 @@
 """Memories that live inside a strategy's state, on the device, filled and drawn inside the step.
 
-A policy is three pure functions over a NamedTuple of its own; nothing here knows of strategies.
+A policy is a few pure functions over a NamedTuple of its own, which has at least `items`, whose
+leaves are [capacity, ...], and `seen`, how many items were ever offered; nothing here knows of
+strategies.
 """
 
 from collections.abc import Callable
@@ -8,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
 from jcl.errors import InputError
 
@@ -19,13 +22,20 @@ class Policy(NamedTuple):
 
     Attributes:
         init: (batch) -> memory, empty; only the shapes of the batch count.
-        insert: (memory, batch, key) -> memory.
+        insert: (memory, batch, key, scores=None) -> memory; scores are what `score` returned.
         draw: (memory, size, key) -> items, a batch of that size.
+        filled: (memory) -> [capacity], which slots hold an item.
+        score: (params, batch, aux) -> scores, one row per example, where `insert` wants them.
+        boundary: whether it chooses among all examples of a task and so is filled at boundaries
+            only.
     """
 
     init: Callable[[Items], Any]
-    insert: Callable[[Any, Items, jax.Array | None], Any]
+    insert: Callable[..., Any]
     draw: Callable[[Any, int, jax.Array | None], Items]
+    filled: Callable[[Any], jax.Array]
+    score: Callable[[Any, Items, dict[str, Any]], jax.Array] | None = None
+    boundary: bool = False
 
 
 class Reservoir(NamedTuple):
@@ -49,37 +59,429 @@ def reservoir(capacity: int) -> Policy:
     Args:
         capacity: number of items it holds.
     """
+    _check_capacity(capacity)
+
+    def init(batch):
+        return Reservoir(_empty(capacity, batch), jnp.zeros((), jnp.int32))
+
+    def insert(memory, batch, key, scores=None):
+        number = _number(batch)
+        order = memory.seen + jnp.arange(number, dtype=jnp.int32)
+        drawn = jax.random.randint(_key(memory, key, 0), (number,), 0, order + 1)
+        slot = jnp.minimum(jnp.where(order < capacity, order, drawn), capacity)
+        return Reservoir(write(memory.items, batch, slot), memory.seen + number)
+
+    return Policy(init, insert, _draw_first(capacity), _first(capacity))
+
+
+class Ring(NamedTuple):
+    """Attributes:
+    items: every leaf is [capacity, ...]; item t lies in slot t modulo the capacity.
+    seen: how many items were ever offered (int32).
+    """
+
+    items: Items
+    seen: jax.Array
+
+
+def ring(capacity: int) -> Policy:
+    """The last items offered: first in, first out. Draws are uniform with replacement.
+
+    Args:
+        capacity: number of items it holds.
+    """
+    _check_capacity(capacity)
+
+    def init(batch):
+        return Ring(_empty(capacity, batch), jnp.zeros((), jnp.int32))
+
+    def insert(memory, batch, key, scores=None):
+        number = _number(batch)
+        kept = min(number, capacity)
+        last = jax.tree.map(lambda leaf: leaf[number - kept :], batch)
+        slot = (memory.seen + number - kept + jnp.arange(kept, dtype=jnp.int32)) % capacity
+        items = jax.tree.map(lambda old, new: old.at[slot].set(new), memory.items, last)
+        return Ring(items, memory.seen + number)
+
+    return Policy(init, insert, _draw_first(capacity), _first(capacity))
+
+
+class Prioritized(NamedTuple):
+    """Attributes:
+    items: every leaf is [capacity, ...].
+    seen: how many items were ever offered (int32).
+    scores: [capacity], each item's score as it was offered; later ones compete with it.
+    """
+
+    items: Items
+    seen: jax.Array
+    scores: jax.Array
+
+
+def priority(
+    capacity: int,
+    *,
+    keep: str = "highest",
+    draw: str = "uniform",
+) -> Policy:
+    """The items of the highest (or lowest) loss among all ever offered.
+
+    The lowest score in the memory goes for a higher one of the batch; of equal scores the older
+    stays. Scores are the losses as the items were offered, by the params of that moment: they are
+    not taken again.
+
+    Args:
+        capacity: number of items it holds.
+        keep: the losses that stay, "highest" or "lowest".
+        draw: "uniform", or "score": with a chance proportional to the loss (the proportional
+            variant of prioritized replay, Schaul et al. 2016, section 3.3, with exponent 1 and
+            without its importance weights). Both with replacement.
+    """
+    _check_capacity(capacity)
+    if keep not in ("highest", "lowest"):
+        raise InputError(f'priority(keep={keep!r}): keep the "highest" or the "lowest".')
+    if draw not in ("uniform", "score"):
+        raise InputError(f'priority(draw={draw!r}): draw is "uniform" or "score".')
+    sign = 1.0 if keep == "highest" else -1.0
+
+    def init(batch):
+        scores = jnp.zeros(capacity, jnp.float32)
+        return Prioritized(_empty(capacity, batch), jnp.zeros((), jnp.int32), scores)
+
+    def insert(memory, batch, key, scores):
+        number = _number(batch)
+        pairs = min(number, capacity)
+        rank = jnp.where(filled(memory), sign * memory.scores, -jnp.inf)
+        # The i-th worst of the memory meets the i-th best of the batch: what wins its pair is
+        # among the best of both, and no more than a batch is ever written.
+        worst = jnp.argsort(rank)[:pairs]
+        best = jnp.argsort(-sign * scores)[:pairs]
+        slot = jnp.where(sign * scores[best] > rank[worst], worst, capacity)
+        chosen = jax.tree.map(lambda leaf: leaf[best], batch)
+        kept = memory.scores.at[slot].set(scores[best], mode="drop")
+        return Prioritized(write(memory.items, chosen, slot), memory.seen + number, kept)
+
+    def draw_by_score(memory, size, key):
+        weights = jnp.where(filled(memory), jnp.maximum(memory.scores, 1e-12), 0.0)
+        return _draw_weighted(memory, weights, size, key)
+
+    filled = _first(capacity)
+    drawn = _draw_first(capacity) if draw == "uniform" else draw_by_score
+    return Policy(init, insert, drawn, filled, lambda params, batch, aux: aux["losses"])
+
+
+class ByClass(NamedTuple):
+    """Attributes:
+    items: every leaf is [capacity, ...].
+    seen: how many items were ever offered (int32).
+    stored: [classes], items in the memory.
+    offered: [classes], items ever offered.
+    full: [classes], whether the class is or was the largest of a memory without a free slot.
+    """
+
+    items: Items
+    seen: jax.Array
+    stored: jax.Array
+    offered: jax.Array
+    full: jax.Array
+
+
+def class_balanced(capacity: int, classes: int) -> Policy:
+    """The class-balancing reservoir: equal classes where the stream allows, each a uniform sample.
+
+    Chrysakis and Moens 2020, algorithm 1. While a slot is free an item takes it. Then an item whose
+    class was never the largest overwrites a random item of the largest class (of the largest
+    classes); one of a class that is or was the largest overwrites a random item of its own class
+    with the chance stored / offered of that class. Draws are uniform with replacement.
+
+    The batch's items are offered one after the other, by a scan over their labels.
+
+    Args:
+        capacity: number of items it holds.
+        classes: labels are 0 .. classes - 1.
+    """
+
+    def decide(label, memory, free, chance):
+        largest = memory.stored == memory.stored.max()
+        full = memory.full | (largest & ~free)
+        own = jnp.arange(classes) == label
+        accepted = chance * memory.offered[label] < memory.stored[label]
+        return free | ~full[label] | accepted, jnp.where(full[label], own, largest), full
+
+    return _by_class("class_balanced", capacity, classes, decide)
+
+
+def greedy_balanced(capacity: int, classes: int) -> Policy:
+    """GDumb's greedy sampler: the first items of each class, as many as its share allows.
+
+    Prabhu et al. 2020, section 3.2, algorithm 1. An item is taken while its class stores fewer than
+    capacity / (classes met so far); where no slot is free it overwrites a random item of the
+    largest class (of the largest classes). Draws are uniform with replacement.
+
+    Args:
+        capacity: number of items it holds.
+        classes: labels are 0 .. classes - 1.
+    """
+
+    def decide(label, memory, free, chance):
+        accepted = memory.stored[label] * jnp.sum(memory.offered > 0) < capacity
+        return accepted, memory.stored == memory.stored.max(), memory.full
+
+    return _by_class("greedy_balanced", capacity, classes, decide)
+
+
+class Herded(NamedTuple):
+    """Attributes:
+    items: every leaf is [capacity, ...]; one run of slots for each class met, best first.
+    seen: how many items were ever offered (int32).
+    filled: [capacity], since a class may have fewer items than its share.
+    place: [classes], how many classes came before this one; -1 before it is met.
+    """
+
+    items: Items
+    seen: jax.Array
+    filled: jax.Array
+    place: jax.Array
+
+
+def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], jax.Array]) -> Policy:
+    """Of each class the exemplars whose running mean of features stays nearest the class's mean.
+
+    p_k = argmin_x || mean - (f(x) + f(p_1) + ... + f(p_{k-1})) / k ||, without taking one twice.
+
+    Rebuffi et al. 2017 (iCaRL), section 3.2, algorithms 4 and 5. f is divided by its length. Each
+    class met has the same share, capacity // classes met; as classes come the last exemplars of
+    the earlier ones go. A class that is offered again keeps its first exemplars. It is filled at
+    boundaries, where a whole task is at hand. Draws are uniform with replacement.
+    Differs from the paper in: means of features are not divided by their length again.
+
+    Args:
+        capacity: number of items it holds; at least one per class.
+        classes: labels are 0 .. classes - 1.
+        features: (params, inputs) -> [batch, width], such as `model.features`.
+    """
+    _check_classes("herding", capacity, classes)
+
+    def init(batch):
+        _check_labels("herding", batch)
+        filled = jnp.zeros(capacity, bool)
+        place = jnp.full(classes, -1, jnp.int32)
+        return Herded(_empty(capacity, batch), jnp.zeros((), jnp.int32), filled, place)
+
+    def insert(memory, batch, key, scores):
+        number, known = _number(batch), jnp.sum(memory.place >= 0)
+        member = batch["targets"][:, None] == jnp.arange(classes)
+        new = jnp.any(member, axis=0) & (memory.place < 0)
+        place = jnp.where(new, known + jnp.cumsum(new) - 1, memory.place).astype(jnp.int32)
+        met = known + new.sum()
+        before, share = (capacity // jnp.maximum(count, 1) for count in (known, met))
+        exemplars = herd(scores, member & new, share, min(capacity, number))
+
+        slot = jnp.arange(capacity)
+        position, rank = slot // share, slot % share
+        by_place = jnp.zeros(classes, jnp.int32)
+        by_place = by_place.at[jnp.where(place < 0, classes, place)].set(
+            jnp.arange(classes, dtype=jnp.int32), mode="drop"
+        )
+        label = by_place[jnp.minimum(position, classes - 1)]
+        fresh = exemplars[jnp.minimum(rank, len(exemplars) - 1), label]
+        old = jnp.minimum(position * before + rank, capacity - 1)
+        has_fresh = (rank < len(exemplars)) & (fresh < number)
+        filled = jnp.where(new[label], has_fresh, memory.filled[old])
+        filled = filled & (position < met)
+
+        def choose(kept, offered):
+            shape = (capacity,) + (1,) * (kept.ndim - 1)
+            from_batch = offered[jnp.minimum(fresh, number - 1)]
+            return jnp.where(new[label].reshape(shape), from_batch, kept[old])
+
+        items = jax.tree.map(choose, memory.items, batch)
+        return Herded(items, memory.seen + number, filled, place)
+
+    def draw(memory, size, key):
+        return _draw_weighted(memory, memory.filled.astype(jnp.float32), size, key)
+
+    def score(params, batch, aux):
+        return features(params, batch["inputs"])
+
+    return Policy(init, insert, draw, lambda memory: memory.filled, score, boundary=True)
+
+
+def herd(
+    features: Float[Array, "number width"],
+    member: Bool[Array, "number classes"],
+    share: Int[Array, ""] | int,
+    longest: int,
+) -> Int[Array, "longest classes"]:
+    """The rows of each class's exemplars, best first; `number` where there is none.
+
+    Args:
+        features: of all examples.
+        member: of which class each is.
+        share: exemplars of a class, at most `longest`.
+        longest: rows of the result.
+    """
+    number, classes = member.shape
+    length = jnp.linalg.norm(features, axis=1, keepdims=True)
+    features = features / jnp.where(length > 0, length, 1.0)
+    mean = (member.T @ features) / jnp.maximum(member.sum(axis=0), 1)[:, None]
+
+    def pick(rank, carry):
+        exemplars, total, left = carry
+        # Up to what all candidates share, k^2 times the squared distance to the mean.
+        distance = jnp.sum(features**2, axis=1)[:, None] - 2 * jnp.matmul(
+            features, ((rank + 1) * mean - total).T, precision=jax.lax.Precision.HIGHEST
+        )
+        nearest = jnp.argmin(jnp.where(left, distance, jnp.inf), axis=0)
+        there = jnp.any(left, axis=0)
+        exemplars = exemplars.at[rank].set(jnp.where(there, nearest, number))
+        total = total + jnp.where(there[:, None], features[nearest], 0.0)
+        return exemplars, total, left.at[nearest, jnp.arange(classes)].set(False)
+
+    exemplars = jnp.full((longest, classes), number)
+    carry = (exemplars, jnp.zeros_like(mean), member)
+    return jax.lax.fori_loop(0, jnp.minimum(share, longest), pick, carry)[0]
+
+
+def balanced(policy: Policy) -> Policy:
+    """The policy, with draws in which every class present has the same chance.
+
+    A class is drawn first, uniformly, then an item of it, with replacement. Items need `targets`
+    [capacity].
+    """
+
+    def init(batch):
+        _check_labels("balanced", batch)
+        return policy.init(batch)
+
+    def draw(memory, size, key):
+        filled = policy.filled(memory)
+        labels = memory.items["targets"].astype(jnp.int32)
+        labels = jnp.where(filled, labels, jnp.iinfo(jnp.int32).max)
+        ordered = jnp.sort(labels)
+        first, after = (jnp.searchsorted(ordered, labels, side=side) for side in ("left", "right"))
+        return _draw_weighted(memory, filled / (after - first), size, key)
+
+    return policy._replace(init=init, draw=draw)
+
+
+def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]) -> Policy:
+    """A policy that decides on one item after the other, by its label and what is stored.
+
+    decide: (label, memory, free, chance) -> whether the item is taken, [classes] whose items it may
+    overwrite, full.
+    """
+    _check_classes(name, capacity, classes)
+
+    def init(batch):
+        _check_labels(name, batch)
+        zero, counts = jnp.zeros((), jnp.int32), jnp.zeros(classes, jnp.int32)
+        return ByClass(_empty(capacity, batch), zero, counts, counts, jnp.zeros(classes, bool))
+
+    def insert(memory, batch, key, scores=None):
+        number = _number(batch)
+        chances = jax.random.uniform(_key(memory, key, 0), (number, 2))
+
+        # Only labels and counts travel through the scan; the items are written once, after it.
+        def offer(carry, item):
+            labels, memory = carry
+            label, (chance, which) = item
+            stored = memory.stored.sum()
+            memory = memory._replace(offered=memory.offered.at[label].add(1))
+            free = stored < capacity
+            taken, classes_of_victims, full = decide(label, memory, free, chance)
+            victims = jnp.cumsum(classes_of_victims[labels] & (jnp.arange(capacity) < stored))
+            victim = jnp.minimum((which * victims[-1]).astype(jnp.int32), victims[-1] - 1)
+            slot = jnp.where(free, stored, jnp.argmax(victims > victim))
+            slot = jnp.where(taken, slot, capacity)
+            left = jnp.where(taken & ~free, labels[slot], classes)
+            come = jnp.where(taken, label, classes)
+            counts = memory.stored.at[left].add(-1, mode="drop").at[come].add(1, mode="drop")
+            labels = labels.at[slot].set(label, mode="drop")
+            return (labels, memory._replace(stored=counts, full=full)), slot
+
+        labels = memory.items["targets"].astype(jnp.int32)
+        carry = (labels, memory._replace(items={}))
+        items = (batch["targets"].astype(jnp.int32), chances)
+        (_, counted), slot = jax.lax.scan(offer, carry, items)
+        return counted._replace(items=write(memory.items, batch, slot), seen=memory.seen + number)
+
+    def filled(memory):
+        return jnp.arange(capacity) < memory.stored.sum()
+
+    def draw(memory, size, key):
+        slot = jax.random.randint(
+            _key(memory, key, 1), (size,), 0, jnp.maximum(memory.stored.sum(), 1)
+        )
+        return jax.tree.map(lambda kept: kept[slot], memory.items)
+
+    return Policy(init, insert, draw, filled)
+
+
+def _check_capacity(capacity: int) -> None:
     if capacity < 1:
         raise InputError(
             f"A memory of capacity {capacity} holds nothing: give a capacity of at least 1, or "
             "leave the memory out of the chain."
         )
 
-    def init(batch):
-        items = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), batch)
-        return Reservoir(items, jnp.zeros((), jnp.int32))
 
-    def insert(memory, batch, key):
-        number = jax.tree.leaves(batch)[0].shape[0]
-        order = memory.seen + jnp.arange(number, dtype=jnp.int32)
-        drawn = jax.random.randint(_key(memory, key, 0), (number,), 0, order + 1)
-        slot = jnp.minimum(jnp.where(order < capacity, order, drawn), capacity)
-        same = slot[:, None] == slot[None, :]
-        overwritten = jnp.any(jnp.triu(same, k=1), axis=1)
-        slot = jnp.where(overwritten, capacity, slot)
-        items = jax.tree.map(
-            lambda kept, new: kept.at[slot].set(new, mode="drop"), memory.items, batch
+def _check_classes(name: str, capacity: int, classes: int) -> None:
+    _check_capacity(capacity)
+    if not 1 <= classes <= capacity:
+        raise InputError(
+            f"{name}(capacity={capacity}, classes={classes}): there must be at least one class, "
+            "and room for an item of each."
         )
-        return Reservoir(items, memory.seen + number)
 
+
+def _check_labels(name: str, batch: Items) -> None:
+    if "targets" not in batch or len(batch["targets"].shape) != 1:
+        raise InputError(
+            f'{name}: the batch has no labels: it needs "targets" of the shape [batch], one class '
+            "per example. For a language model choose a reservoir or a ring."
+        )
+
+
+def _number(batch: Items) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]
+
+
+def _empty(capacity: int, batch: Items) -> Items:
+    return jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape[1:]), leaf.dtype), batch)
+
+
+def write(items: Items, batch: Items, slot: jax.Array) -> Items:
+    """The items with each of the batch in its slot; slots beyond the last are dropped, and of two
+    in one slot the later wins."""
+    capacity = _number(items)
+    same = slot[:, None] == slot[None, :]
+    overwritten = jnp.any(jnp.triu(same, k=1), axis=1)
+    slot = jnp.where(overwritten, capacity, slot)
+    return jax.tree.map(lambda kept, new: kept.at[slot].set(new, mode="drop"), items, batch)
+
+
+def _first(capacity: int) -> Callable[[Any], jax.Array]:
+    return lambda memory: jnp.arange(capacity) < memory.seen
+
+
+def _draw_first(capacity: int) -> Callable[[Any, int, jax.Array | None], Items]:
     def draw(memory, size, key):
         filled = jnp.clip(memory.seen, 1, capacity)
         slot = jax.random.randint(_key(memory, key, 1), (size,), 0, filled)
         return jax.tree.map(lambda kept: kept[slot], memory.items)
 
-    return Policy(init, insert, draw)
+    return draw
 
 
-def _key(memory: Reservoir, key: jax.Array | None, purpose: int) -> jax.Array:
+def _draw_weighted(memory: Any, weights: jax.Array, size: int, key: jax.Array | None) -> Items:
+    """Items with a chance proportional to their weight; the first slot where all weights are 0."""
+    upto = jnp.cumsum(weights)
+    height = upto[-1] * (1 - jax.random.uniform(_key(memory, key, 1), (size,)))
+    slot = jnp.searchsorted(upto, height)
+    return jax.tree.map(lambda kept: kept[slot], memory.items)
+
+
+def _key(memory: Any, key: jax.Array | None, purpose: int) -> jax.Array:
     """The key given, or, where none is, one of the memory's counter and the purpose alone."""
     return jax.random.fold_in(jax.random.key(purpose), memory.seen) if key is None else key

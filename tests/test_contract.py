@@ -79,17 +79,59 @@ TABLE = {
         jcl.ewc(strength),
         jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-2, warmup=0.2))),
     ],
+    "der": lambda strength: [jcl.der(24, 8, strength), ADAMW],
+    "der++": lambda strength: [jcl.der(24, 8, strength, replay_strength=strength), ADAMW],
+    "der, top": lambda strength: [jcl.der(24, 8, strength, top=2), ADAMW],
+    "agem": lambda strength: [jcl.agem(24, 8), ADAMW],
+    "agem at the step": lambda strength: [jcl.agem(24, 8, insert="step"), ADAMW],
+    "only agem": lambda strength: [jcl.only("body/*", jcl.agem(24, 8)), ADAMW],
+    "gem": lambda strength: [jcl.gem(30, tasks=3), ADAMW],
+    "replay, ring, balanced draw": lambda strength: [
+        jcl.replay(jcl.memory.ring(24), size=8, strength=strength, draw="balanced"),
+        ADAMW,
+    ],
+    "replay, class balanced": lambda strength: [
+        jcl.replay(jcl.memory.class_balanced(24, classes=3), size=8, strength=strength),
+        ADAMW,
+    ],
+    "replay, priority": lambda strength: [
+        jcl.replay(jcl.memory.priority(24, draw="score"), size=8, strength=strength),
+        ADAMW,
+    ],
+    "replay, herding": lambda strength: [
+        jcl.replay(
+            jcl.memory.herding(24, 3, lambda params, inputs: inputs @ params["body"]["kernel"]),
+            size=8,
+            strength=strength,
+            insert="boundary",
+        ),
+        ADAMW,
+    ],
+    "mir": lambda strength: [jcl.mir(24, 8, 12, learning_rate=0.1, strength=strength), ADAMW],
+    "gss": lambda strength: [jcl.gss(24, 8, strength=strength, references=3), ADAMW],
+    "gss, grouped": lambda strength: [
+        jcl.gss(24, 8, strength=strength, references=2, reference_size=4, group=8),
+        ADAMW,
+    ],
+    "gdumb": lambda strength: [
+        ADAMW,
+        jcl.gdumb(24, classes=3, steps=5, size=8, optimizer=optax.sgd(0.1)),
+    ],
     "nested chain": lambda strength: [
         jcl.chain(jcl.replay(capacity=24, size=8, strength=strength), jcl.ewc(strength)),
         optax.clip_by_global_norm(1.0),
         ADAMW,
     ],
 }
+# Methods that have no strength which could be 0.
+WITHOUT_STRENGTH = {"naive", "agem", "agem at the step", "only agem", "gem", "gdumb"}
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 
 rows = pytest.mark.parametrize("name", TABLE)
-rows_with_strength = pytest.mark.parametrize("name", [name for name in TABLE if name != "naive"])
+rows_with_strength = pytest.mark.parametrize(
+    "name", [name for name in TABLE if name not in WITHOUT_STRENGTH]
+)
 
 
 def make(name, strength=STRENGTH):

@@ -33,7 +33,8 @@ ALLOWED = {
     },
     "__main__": {"allocator", "data", "models", "report", "run", "strategies"},
     "__init__": {
-        "core", "data", "experiment", "learner", "losses", "models", "probes", "strategies",
+        "core", "data", "experiment", "learner", "losses", "memory", "models", "probes",
+        "strategies",
     },
 }  # fmt: skip
 

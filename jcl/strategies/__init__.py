@@ -1,22 +1,34 @@
 """The methods, one file each."""
 
+from jcl.strategies.agem import agem
 from jcl.strategies.anchored import l1, l2
+from jcl.strategies.der import der
 from jcl.strategies.ewc import ewc
 from jcl.strategies.feature_distillation import feature_distillation
+from jcl.strategies.gdumb import gdumb
+from jcl.strategies.gem import gem
+from jcl.strategies.gss import gss
 from jcl.strategies.lwf import lwf
 from jcl.strategies.mas import mas
+from jcl.strategies.mir import mir
 from jcl.strategies.replay import replay
 from jcl.strategies.rwalk import rwalk
 from jcl.strategies.shrink_and_perturb import shrink_and_perturb
 from jcl.strategies.si import si
 
 __all__ = [
+    "agem",
+    "der",
     "ewc",
     "feature_distillation",
+    "gdumb",
+    "gem",
+    "gss",
     "l1",
     "l2",
     "lwf",
     "mas",
+    "mir",
     "replay",
     "rwalk",
     "shrink_and_perturb",

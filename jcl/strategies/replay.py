@@ -1,6 +1,6 @@
 """Experience replay."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,36 @@ from jcl.errors import InputError
 
 
 def replay(
-    capacity: int,
+    capacity: int | memories.Policy,
     size: int,
     *,
     strength: float = 1.0,
     insert: Literal["step", "boundary"] = "step",
+    draw: Literal["uniform", "balanced"] = "uniform",
 ) -> Strategy:
     """Adds the loss on examples drawn from a memory of what was seen.
 
     loss = task loss + strength * loss_fn(params, draw(memory, size)).
 
-    The memory is a reservoir, a uniform sample of all examples offered so far; until something
-    lies in it the term is zero. Rolnick et al. 2019 and Chaudhry et al. 2019 ("On tiny episodic
-    memories"), section 3. Differs from the latter in: the two means are summed rather than taken
-    over the joined batch, which for equal sizes is twice their loss.
+    The memory is a reservoir, a uniform sample of all examples offered so far, unless another
+    policy is given; until something lies in it the term is zero. Rolnick et al. 2019 and
+    Chaudhry et al. 2019 ("On tiny episodic memories"), section 3. Differs from the latter in: the
+    two means are summed rather than taken over the joined batch, which for equal sizes is twice
+    their loss.
 
     Args:
-        capacity: examples kept.
+        capacity: examples kept, in a reservoir; or a policy of `jcl.memory`, such as
+            `jcl.memory.class_balanced(1000, classes=10)`.
         size: examples drawn at every step.
         strength: weight of the term.
         insert: "step" offers every training batch as it is seen; "boundary" offers the batches
             that `consolidate` gets, so that the current task is not replayed.
+        draw: "uniform" leaves it to the policy, which is uniform unless it says so; "balanced"
+            gives every class in the memory the same chance.
+
+    Stores: a memory of examples.
+    Place: anywhere.
+    Scenario: any.
 
     Stores: a memory of `capacity` examples.
     Place: anywhere.
@@ -46,7 +55,16 @@ def replay(
         raise InputError(f"replay(strength={strength}): the strength must not be negative.")
     if insert not in ("step", "boundary"):
         raise InputError(f'replay(insert={insert!r}): insert is "step" or "boundary".')
-    policy = memories.reservoir(capacity)
+    if draw not in ("uniform", "balanced"):
+        raise InputError(f'replay(draw={draw!r}): draw is "uniform" or "balanced".')
+    policy = memories.reservoir(capacity) if isinstance(capacity, int) else capacity
+    if policy.boundary and insert == "step":
+        raise InputError(
+            'replay(insert="step"): this memory chooses among all examples of a task and is filled '
+            'at boundaries: give insert="boundary".'
+        )
+    if draw == "balanced":
+        policy = memories.balanced(policy)
 
     def init(params, *, batch, **_):
         return policy.init(batch)
@@ -56,13 +74,24 @@ def replay(
         value, _ = loss_fn(params, policy.draw(state, size, key_draw), key_dropout)
         return {"replay": strength * jnp.where(state.seen > 0, value, 0.0)}
 
-    def update(updates, state, params, *, batch, key, **_):
-        return updates, policy.insert(state, batch, key) if insert == "step" else state
+    def update(updates, state, params, *, batch, key, aux: Any = None, **_):
+        if insert == "boundary":
+            return updates, state
+        scores = policy.score(params, batch, aux) if policy.score else None
+        return updates, policy.insert(state, batch, key, scores)
 
-    def consolidate(state, params, *, batches, key, **_):
+    def consolidate(state, params, *, batches, loss_fn, key, **_):
         if insert == "step":
             return state, params
-        offered = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), batches)
-        return policy.insert(state, offered, key), params
+
+        def score(batch):
+            assert policy.score is not None
+            return policy.score(params, batch, loss_fn(params, batch, None)[1])
+
+        scores = jax.lax.map(score, batches) if policy.score else None
+        offered, scores = jax.tree.map(
+            lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), (batches, scores)
+        )
+        return policy.insert(state, offered, key, scores), params
 
     return strategy(name="replay", init=init, loss=loss, update=update, consolidate=consolidate)
