@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import ewc, replay
+from jcl.strategies import ewc, freeze, replay, separate
 
 __all__ = [
     "Experiment",
@@ -27,6 +27,7 @@ __all__ = [
     "cosine",
     "data",
     "ewc",
+    "freeze",
     "learner",
     "lift",
     "losses",
@@ -37,6 +38,7 @@ __all__ = [
     "periodically",
     "replay",
     "scheduled",
+    "separate",
     "start_task",
     "strategy",
 ]

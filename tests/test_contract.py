@@ -54,12 +54,19 @@ TABLE = {
         optax.clip_by_global_norm(1.0),
         ADAMW,
     ],
+    "freeze": lambda strength: [ADAMW, jcl.freeze("body/*", until=strength)],
+    "freeze all but": lambda _: [jcl.only("head/*", ADAMW), jcl.freeze("*", but="head/*")],
+    "separate": lambda _: [jcl.separate("*", tasks=3), jcl.per_task(ADAMW)],
+    "separate heads": lambda _: [ADAMW, jcl.separate("head/*", tasks=2, restart=False)],
 }
+WITHOUT_STRENGTH = {"naive", "freeze all but", "separate", "separate heads"}
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 
 rows = pytest.mark.parametrize("name", TABLE)
-rows_with_strength = pytest.mark.parametrize("name", [name for name in TABLE if name != "naive"])
+rows_with_strength = pytest.mark.parametrize(
+    "name", [name for name in TABLE if name not in WITHOUT_STRENGTH]
+)
 
 
 def make(name, strength=STRENGTH):

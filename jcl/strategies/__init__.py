@@ -1,6 +1,8 @@
 """The methods, one file each."""
 
 from jcl.strategies.ewc import ewc
+from jcl.strategies.freeze import freeze
 from jcl.strategies.replay import replay
+from jcl.strategies.separate import separate
 
-__all__ = ["ewc", "replay"]
+__all__ = ["ewc", "freeze", "replay", "separate"]
