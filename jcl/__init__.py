@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import ewc, freeze, replay, separate
+from jcl.strategies import ewc, freeze, olora, replay, separate
 
 __all__ = [
     "Experiment",
@@ -32,6 +32,7 @@ __all__ = [
     "lift",
     "losses",
     "models",
+    "olora",
     "only",
     "over_seeds",
     "per_task",

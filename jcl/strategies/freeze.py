@@ -43,7 +43,7 @@ def freeze(
     """
     if isinstance(where, Mapping):
         if until != 1.0:
-            raise InputError("freeze: the dict holds each pattern's share already; leave out until.")
+            raise InputError("freeze: the dict holds every pattern's share; leave out until.")
         shares = dict(where)
     else:
         shares = dict.fromkeys(as_patterns(where), until)

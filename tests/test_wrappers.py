@@ -1,0 +1,215 @@
+"""Wrappers of models on a tiny MLP and a tiny GPT-2, and the strategies made for them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl import InputError
+from jcl.models import GPT2Config, MLPConfig, gpt2, lora, merge_lora, mlp
+
+GPT2 = gpt2(GPT2Config(vocab_size=17, positions=16, width=8, layers=2, heads=2, dropout=0.1))
+MLP = mlp(MLPConfig(inputs=6, hidden=(8, 8), classes=3))
+TOKENS = jax.random.randint(jax.random.key(0), (3, 6), 0, 17)
+POINTS = jax.random.normal(jax.random.key(1), (12, 6))
+CASES = [
+    pytest.param(GPT2, TOKENS, "*attn*", id="gpt2"),
+    pytest.param(MLP, POINTS, "layer_*", id="mlp"),
+]
+wrapped = pytest.mark.parametrize(("model", "inputs", "where"), CASES)
+
+
+def noisy(tree, seed=5):
+    """The tree with noise on every leaf, so that nothing stays zero."""
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return structure.unflatten(
+        [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]  # noqa: B905
+    )
+
+
+def without(params, name):
+    return {entry: leaf for entry, leaf in params.items() if entry != name}
+
+
+@wrapped
+def test_lora_begins_as_the_base_model_dropout_included(model, inputs, where):
+    adapted = lora(model, rank=2, alpha=4.0, where=where, slots=2)
+    params = adapted.init(jax.random.key(2))
+    for key in (None, jax.random.key(3)):
+        for function, base in ((adapted.apply, model.apply), (adapted.features, model.features)):
+            np.testing.assert_array_equal(
+                function(params, inputs, key), base(without(params, "lora"), inputs, key)
+            )
+
+
+@wrapped
+def test_merged_lora_equals_unmerged(model, inputs, where):
+    adapted = lora(model, rank=2, alpha=4.0, where=where, slots=3)
+    params = noisy(adapted.init(jax.random.key(2)))
+    merged = merge_lora(params, 4.0)
+    assert jax.tree.structure(merged) == jax.tree.structure(model.init(jax.random.key(0)))
+    expected = model.apply(merged, inputs)
+    np.testing.assert_allclose(adapted.apply(params, inputs), expected, atol=1e-5)
+    base = model.apply(without(params, "lora"), inputs)
+    assert jnp.abs(expected - base).max() > 1e-3
+
+
+def test_lora_is_its_formula():
+    adapted = lora(MLP, rank=2, alpha=3.0, where="head", slots=2)
+    params = noisy(adapted.init(jax.random.key(2)))
+    x, own = MLP.features(without(params, "lora"), POINTS), params["lora"]["head"]
+    expected = x @ params["head"]["kernel"] + params["head"]["bias"]
+    for slot in range(2):
+        expected += 1.5 * (x @ own["a"][slot]) @ own["b"][slot]
+    np.testing.assert_allclose(adapted.apply(params, POINTS), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_flows_to_b_first_and_only_where_adapters_are():
+    adapted = lora(GPT2, rank=2, alpha=4.0, where="h_1/attn/c_attn")
+    params = adapted.init(jax.random.key(2))
+    assert list(params["lora"]) == ["h_1"]
+    gradient = jax.grad(lambda params: adapted.apply(params, TOKENS).var())(params)
+    own = gradient["lora"]["h_1"]["attn"]["c_attn"]
+    assert not jnp.any(own["a"])  # B is zero
+    assert jnp.any(own["b"])
+
+
+def test_the_optimizer_of_adapters_alone_is_adapter_sized():
+    adapted = lora(MLP, rank=2, alpha=4.0, where="layer_*")
+    params = adapted.init(jax.random.key(2))
+    strategy = jcl.chain(jcl.only("lora/*", optax.adamw(1e-2)), jcl.freeze("*", but="lora/*"))
+    learner = jcl.learner(jcl.losses.classify(adapted.apply), strategy)
+    batch = {"inputs": POINTS, "targets": jnp.arange(12) % 3}
+    state = learner.init(None, params, batch)
+    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))
+    assert size(state.strategy) == 1 + 2 * size(params["lora"])
+    after = jax.jit(learner.step)(state, batch)[0].params
+    same = jax.tree.map(lambda a, b: bool(jnp.all(a == b)), after, params)
+    assert all(jax.tree.leaves(without(same, "lora")))
+    assert not same["lora"]["layer_0"]["b"]
+
+
+def test_lora_dropout_acts_with_a_key_only():
+    adapted = lora(MLP, rank=2, alpha=4.0, where="head", dropout=0.5)
+    params = noisy(adapted.init(jax.random.key(2)))
+    one, other = (adapted.apply(params, POINTS, jax.random.key(seed)) for seed in (1, 2))
+    assert jnp.any(one != other)
+    full = lora(MLP, rank=2, alpha=4.0, where="head").apply(params, POINTS)
+    np.testing.assert_array_equal(adapted.apply(params, POINTS), full)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: lora(GPT2, 2, 4.0, "h_*/attn/c_atn"), "The nearest are: h_1/attn/c_attn"),
+        (lambda: lora(MLP, 2, 4.0), r"'\*attn\*'. The nearest are: .*layer_0"),
+        (lambda: lora(MLP, 0, 4.0, "head"), "at least 1"),
+        (lambda: lora(MLP, 1, 4.0, "head", slots=0), "at least 1"),
+        (lambda: lora(MLP, 1, 4.0, "head", dropout=1.0), r"rate in \[0, 1\)"),
+        (lambda: lora(lora(MLP, 1, 4.0, "head"), 1, 4.0, "head"), "wrap it once"),
+    ],
+)
+def test_bad_arguments(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+BATCH = {"inputs": POINTS, "targets": jnp.arange(12) % 3}
+STACKED = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), BATCH)
+
+
+def olora_learner(strength, tasks=3, slots=3, optimizer=None):
+    adapted = lora(MLP, rank=2, alpha=4.0, where="layer_*", slots=slots)
+    strategy = jcl.chain(
+        optimizer or optax.sgd(0.1),
+        jcl.olora(strength, tasks=tasks),
+        jcl.freeze("*", but=["lora/*", "head/*"]),
+    )
+    return adapted, jcl.learner(jcl.losses.classify(adapted.apply), strategy)
+
+
+def test_olora_adds_the_overlap_with_all_tasks_before():
+    adapted, learner = olora_learner(0.7)
+    state = learner.init(None, noisy(adapted.init(jax.random.key(2))), BATCH)
+    step, consolidate = jax.jit(learner.step), jax.jit(learner.consolidate)
+    for task in range(3):
+        expected = 0.0
+        for own in state.params["lora"].values():
+            a = np.asarray(own["a"])
+            expected += 0.7 * sum(np.abs(a[past].T @ a[task]).sum() for past in range(task))
+        after, metrics = step(state, BATCH)
+        np.testing.assert_allclose(metrics["olora"], expected, rtol=1e-5, atol=1e-7)
+        for layer in ("layer_0", "layer_1"):  # its own slot moves, the others and the base do not
+            assert jnp.all(after.params[layer]["kernel"] == state.params[layer]["kernel"])
+            for name in ("a", "b"):
+                own = (tree.params["lora"][layer][name] for tree in (after, state))
+                moved = jnp.any(jnp.subtract(*own) != 0, axis=(1, 2))
+                np.testing.assert_array_equal(moved, jnp.arange(3) == task)
+        assert jnp.any(after.params["head"]["kernel"] != state.params["head"]["kernel"])
+        state = consolidate(after, STACKED)
+    assert int(state.strategy[1].task) == 2  # it stays in the last slot
+    assert step._cache_size() == consolidate._cache_size() == 1
+
+
+def test_olora_turns_the_new_adapters_away_from_the_old():
+    def overlap(strength):
+        adapted, learner = olora_learner(strength, optimizer=optax.adam(1e-2))
+        state = learner.init(None, adapted.init(jax.random.key(2)), BATCH)
+        state, step = learner.consolidate(state, STACKED), jax.jit(learner.step)
+        for _ in range(100):
+            state, _ = step(state, BATCH)
+        a = state.params["lora"]["layer_1"]["a"]
+        return jnp.abs(a[0].T @ a[1]).sum()
+
+    assert overlap(1.0) < 0.2 * overlap(0.0)
+
+
+def test_olora_over_seeds_equals_separate_runs():
+    adapted, learner = olora_learner(0.7)
+    states = [learner.init(None, adapted.init(jax.random.key(seed)), BATCH) for seed in range(2)]
+    together = jcl.over_seeds(learner)
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    state = state._replace(step=jnp.int32(0), task_step=jnp.int32(0), task_steps=jnp.int32(0))
+    twice = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), tree)
+    state = together.consolidate(state, twice(STACKED))
+    state, _ = jax.jit(together.step)(state, twice(BATCH))
+    step = jax.jit(learner.step)
+    for seed, alone in enumerate(states):
+        alone, _ = step(learner.consolidate(alone, STACKED), BATCH)
+        one = jax.tree.map(lambda leaf: leaf[seed], state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, alone.params)
+
+
+def test_olora_refuses_more_tasks_than_slots():
+    adapted, learner = olora_learner(1.0, tasks=4)
+    with pytest.raises(InputError, match="the params have 3 slots.*slots=4"):
+        learner.init(None, adapted.init(jax.random.key(0)), BATCH)
+    with pytest.raises(InputError, match="no adapters"):
+        jcl.olora(1.0, 2).init(MLP.init(jax.random.key(0)))
+    with pytest.raises(InputError, match="must not be negative"):
+        jcl.olora(-1.0, 2)
+    with pytest.raises(InputError, match="at least one task"):
+        jcl.olora(1.0, 0)
+
+
+def test_lora_per_task_is_separate_over_the_adapters():
+    adapted = lora(MLP, rank=2, alpha=4.0, where="layer_*")
+    strategy = jcl.chain(
+        jcl.only("lora/*", optax.sgd(1.0)), jcl.freeze("*", but="lora/*"),
+        jcl.separate("lora/*", tasks=2),
+    )  # fmt: skip
+    learner = jcl.learner(jcl.losses.classify(adapted.apply), strategy)
+    state = learner.init(None, adapted.init(jax.random.key(2)), BATCH)
+    initial = MLP.apply(without(state.params, "lora"), POINTS)
+    first, _ = jax.jit(learner.step)(state, BATCH)
+    expected = adapted.apply(first.params, POINTS)
+    assert jnp.abs(expected - initial).max() > 1e-4
+    second = learner.consolidate(first, STACKED)
+    logits = lambda task: learner.predict(second, {**BATCH, "task": jnp.full(12, task)})["logits"]
+    np.testing.assert_allclose(logits(0), expected, rtol=1e-6)
+    np.testing.assert_array_equal(logits(1), initial)
