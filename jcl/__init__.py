@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import ewc, freeze, olora, replay, separate
+from jcl.strategies import ewc, freeze, olora, packnet, replay, separate
 
 __all__ = [
     "Experiment",
@@ -35,6 +35,7 @@ __all__ = [
     "olora",
     "only",
     "over_seeds",
+    "packnet",
     "per_task",
     "periodically",
     "replay",

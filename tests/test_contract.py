@@ -58,8 +58,12 @@ TABLE = {
     "freeze all but": lambda _: [jcl.only("head/*", ADAMW), jcl.freeze("*", but="head/*")],
     "separate": lambda _: [jcl.separate("*", tasks=3), jcl.per_task(ADAMW)],
     "separate heads": lambda _: [ADAMW, jcl.separate("head/*", tasks=2, restart=False)],
+    "packnet": lambda _: [ADAMW, jcl.packnet(keep=0.5)],
+    "packnet, retrained": lambda _: [jcl.per_task(ADAMW), jcl.packnet(keep=0.4, retrain=0.5)],
 }
-WITHOUT_STRENGTH = {"naive", "freeze all but", "separate", "separate heads"}
+WITHOUT_STRENGTH = {
+    "naive", "freeze all but", "separate", "separate heads", "packnet", "packnet, retrained",
+}  # fmt: skip
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 

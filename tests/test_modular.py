@@ -142,6 +142,76 @@ def test_separate_stays_at_its_last_copy_and_learns_through_the_view():
     assert all(jax.tree.leaves(still(after.params, state.params)))
 
 
+KERNELS = (("body", "kernel"), ("head", "kernel"))
+
+
+def kernels(tree):
+    return [np.asarray(tree[module][name]) for module, name in KERNELS]
+
+
+@pytest.mark.parametrize("retrain", [0.0, 0.5])
+def test_packnet_owns_the_largest_free_weights_and_keeps_them(retrain):
+    strategy = jcl.chain(optax.adamw(5e-2), jcl.packnet(0.4, retrain=retrain))
+    learner = jcl.learner(toy.loss_fn, strategy)
+    state, step = learner.init(None, toy.params(), toy.batch(0)), jax.jit(learner.step)
+    owner, ended = [np.zeros(leaf.shape) for leaf in kernels(toy.params())], []
+    for task in range(1, 4):
+        state = jcl.start_task(state, 4)
+        begun = state.params
+        for number in range(4):
+            if number == 2 and retrain:
+                trained = kernels(state.params)
+            state, _ = step(state, toy.batch(number, task))
+        bias = begun["body"]["bias"], state.params["body"]["bias"]
+        assert bool(jnp.all(bias[0] == bias[1])) == (task > 1)
+        trained = trained if retrain else kernels(state.params)
+        state = learner.consolidate(state, toy.stacked())
+        for index, (mine, weights) in enumerate(zip(owner, trained, strict=True)):
+            free = np.flatnonzero(mine == 0)
+            number = int(np.round(0.4 * len(free)))
+            largest = free[np.argsort(-np.abs(weights.ravel()[free]))[:number]]
+            mine.ravel()[largest] = task
+            np.testing.assert_array_equal(kernels(state.strategy[1].owner)[index], mine)
+            np.testing.assert_array_equal(kernels(state.params)[index][mine == 0], 0)
+            before = kernels(begun)[index]
+            old = (mine > 0) & (mine < task)
+            np.testing.assert_array_equal(kernels(state.params)[index][old], before[old])
+            assert np.all(kernels(state.params)[index][mine == task] != before[mine == task])
+            if retrain:  # the weights it kept went on after the pruning
+                own = mine == task
+                assert np.any(kernels(state.params)[index][own] != weights[own])
+        ended.append(state.params)
+    assert int(state.strategy[1].task) == 4
+    assert step._cache_size() == 1
+    state, _ = step(jcl.start_task(state, 4), toy.batch(0))  # the free weights are in use again
+    for task, params in enumerate(ended):
+        np.testing.assert_array_equal(  # and an old task sees its own and those before, as it ended
+            learner.predict(state, labelled(task))["logits"],
+            toy.loss_fn(params, toy.batch(0), None)[1]["logits"],
+        )
+    for batch in (labelled(3), toy.batch(0)):
+        np.testing.assert_array_equal(
+            learner.predict(state, batch)["logits"],
+            toy.loss_fn(state.params, toy.batch(0), None)[1]["logits"],
+        )
+
+
+def test_packnet_prunes_once_and_only_its_own_weights_move_after():
+    strategy = jcl.chain(optax.adamw(5e-2), jcl.packnet(0.5, retrain=0.5))
+    learner, state = trained(strategy, 2, total=4)
+    assert not state.strategy[1].pruned
+    assert all(np.all(leaf != 0) for leaf in kernels(state.params))
+    owners = []
+    for number in (2, 3):
+        state, _ = learner.step(state, toy.batch(number))
+        owners.append(kernels(state.strategy[1].owner))
+        for owner, weights in zip(owners[-1], kernels(state.params), strict=True):
+            assert owner.sum() == owner.size / 2
+            np.testing.assert_array_equal(weights != 0, owner == 1)
+    assert state.strategy[1].pruned
+    jax.tree.map(np.testing.assert_array_equal, *owners)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -150,6 +220,9 @@ def test_separate_stays_at_its_last_copy_and_learns_through_the_view():
         (lambda: jcl.freeze({"a": 0.5}, until=0.5), "leave out until"),
         (lambda: jcl.chain(jcl.freeze("a"), optax.sgd(0.1)), "must stand after the optimizer"),
         (lambda: jcl.separate("*", tasks=0), "at least one task"),
+        (lambda: jcl.packnet(0.0), r"in \(0, 1\]"),
+        (lambda: jcl.packnet(0.5, retrain=1.0), r"in \[0, 1\)"),
+        (lambda: jcl.chain(jcl.packnet(0.5), optax.sgd(0.1)), "must stand after the optimizer"),
     ],
 )
 def test_bad_arguments(make, message):

@@ -1,7 +1,5 @@
 """Wrappers of models on a tiny MLP and a tiny GPT-2, and the strategies made for them."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
