@@ -8,7 +8,17 @@ import pytest
 
 import jcl
 from jcl import InputError
-from jcl.models import GPT2Config, MLPConfig, gpt2, lora, merge_lora, mlp
+from jcl.models import (
+    GPT2Config,
+    MLPConfig,
+    adapters,
+    cosine_head,
+    gpt2,
+    lora,
+    merge_lora,
+    mlp,
+    module_dropout,
+)
 
 GPT2 = gpt2(GPT2Config(vocab_size=17, positions=16, width=8, layers=2, heads=2, dropout=0.1))
 MLP = mlp(MLPConfig(inputs=6, hidden=(8, 8), classes=3))
@@ -109,6 +119,12 @@ def test_lora_dropout_acts_with_a_key_only():
         (lambda: lora(MLP, 0, 4.0, "head"), "at least 1"),
         (lambda: lora(MLP, 1, 4.0, "head", slots=0), "at least 1"),
         (lambda: lora(MLP, 1, 4.0, "head", dropout=1.0), r"rate in \[0, 1\)"),
+        (lambda: adapters(GPT2, 0), "at least 1"),
+        (lambda: adapters(GPT2, 2, "*/atn"), "The nearest are: .*h_0/attn"),
+        (lambda: module_dropout(MLP, {"head": 1.0}), r"rate in \[0, 1\)"),
+        (lambda: module_dropout(MLP, {"layer_9": 0.1}), "The nearest are: layer_"),
+        (lambda: cosine_head(MLP, "heads"), "The nearest are: head"),
+        (lambda: cosine_head(MLP, scale=0.0), "must be positive"),
         (lambda: lora(lora(MLP, 1, 4.0, "head"), 1, 4.0, "head"), "wrap it once"),
     ],
 )
@@ -211,3 +227,77 @@ def test_lora_per_task_is_separate_over_the_adapters():
     logits = lambda task: learner.predict(second, {**BATCH, "task": jnp.full(12, task)})["logits"]
     np.testing.assert_allclose(logits(0), expected, rtol=1e-6)
     np.testing.assert_array_equal(logits(1), initial)
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "where"),
+    [pytest.param(GPT2, TOKENS, ("*/attn", "*/mlp"), id="gpt2"),
+     pytest.param(MLP, POINTS, "layer_*", id="mlp")],
+)  # fmt: skip
+def test_adapters_begin_as_the_base_model_and_then_act(model, inputs, where):
+    adapted = adapters(model, width=3, where=where)
+    params = adapted.init(jax.random.key(2))
+    for key in (None, jax.random.key(3)):
+        for function, base in ((adapted.apply, model.apply), (adapted.features, model.features)):
+            np.testing.assert_array_equal(
+                function(params, inputs, key), base(without(params, "adapters"), inputs, key)
+            )
+    gradient = jax.grad(lambda params: adapted.apply(params, inputs).var())(params)["adapters"]
+    for own in jax.tree.leaves(gradient, is_leaf=lambda tree: "down" in tree):
+        assert jnp.any(own["up"])
+        assert not jnp.any(own["down"])  # up is zero
+    moved = {**params, "adapters": noisy(params["adapters"])}
+    difference = adapted.apply(moved, inputs) - adapted.apply(params, inputs)
+    assert jnp.abs(difference).max() > 1e-4
+
+
+def test_an_adapter_is_its_formula():
+    adapted = adapters(MLP, width=3, where="layer_1")
+    params = noisy(adapted.init(jax.random.key(2)))
+    own = params["adapters"]["layer_1"]
+    x = jax.nn.relu(POINTS @ params["layer_0"]["kernel"] + params["layer_0"]["bias"])
+    y = x @ params["layer_1"]["kernel"] + params["layer_1"]["bias"]
+    y += jax.nn.gelu(y @ own["down"] + own["down_bias"]) @ own["up"] + own["up_bias"]
+    np.testing.assert_allclose(adapted.features(params, POINTS), jax.nn.relu(y), rtol=1e-5)
+
+
+def test_wrappers_nest():
+    model = lora(adapters(GPT2, width=3, where="*/attn"), rank=2, alpha=4.0, where="*/attn/*")
+    params = noisy(model.init(jax.random.key(2)))
+    assert set(params) == {*GPT2.init(jax.random.key(0)), "adapters", "lora"}
+    merged = merge_lora(params, 4.0)
+    expected = adapters(GPT2, width=3, where="*/attn").apply(merged, TOKENS)
+    np.testing.assert_allclose(model.apply(params, TOKENS), expected, atol=1e-5)
+    base = GPT2.apply(without(merged, "adapters"), TOKENS)
+    assert jnp.abs(expected - base).max() > 1e-3
+
+
+def test_module_dropout_drops_its_share_of_its_module_and_needs_a_key():
+    model = module_dropout(MLP, {"layer_1": 0.75, "layer_*": 0.0})
+    params, points = MLP.init(jax.random.key(2)), jnp.tile(POINTS, (100, 1))
+    np.testing.assert_array_equal(model.apply(params, points), MLP.apply(params, points))
+    plain = MLP.features(params, points)
+    dropped = model.features(params, points, jax.random.key(3))
+    share = jnp.mean(dropped[plain > 0] == 0)
+    assert abs(share - 0.75) < 0.02
+    kept = dropped > 0
+    np.testing.assert_allclose(dropped[kept], 4 * plain[kept], rtol=1e-5)
+    alone = module_dropout(MLP, {"layer_1": 0.75})
+    np.testing.assert_array_equal(dropped, alone.features(params, points, jax.random.key(3)))
+    both = module_dropout(GPT2, {"h_0": 0.5, "h_1": 0.5})
+    one, other = (
+        both.apply(GPT2.init(jax.random.key(2)), TOKENS, jax.random.key(s)) for s in (1, 2)
+    )
+    assert jnp.any(one != other)
+
+
+def test_cosine_head_is_the_cosine():
+    model = cosine_head(MLP, scale=10.0)
+    params = noisy(model.init(jax.random.key(2)))
+    x, kernel = np.asarray(MLP.features(params, POINTS)), np.asarray(params["head"]["kernel"])
+    expected = 10 * x @ kernel / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(kernel, axis=0)
+    np.testing.assert_allclose(model.apply(params, POINTS), expected, rtol=1e-5, atol=1e-5)
+    zero = jax.grad(lambda params: model.apply(params, POINTS).sum())(
+        jax.tree.map(jnp.zeros_like, params)
+    )
+    assert jax.tree.all(jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), zero))

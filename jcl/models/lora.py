@@ -52,8 +52,7 @@ def lora(
             raise InputError(f"lora({name}={number}): at least 1.")
     if not 0 <= dropout < 1:
         raise InputError(f"lora(dropout={dropout}): a rate in [0, 1).")
-    abstract = wrapping.kernels(jax.eval_shape(model.init, jax.random.key(0)))
-    paths = wrapping.chosen("lora", where, list(abstract))
+    paths = wrapping.chosen("lora", where, list(wrapping.kernels(wrapping.shapes(model))))
 
     def make(key, params):
         dense = wrapping.kernels(params)

@@ -51,7 +51,7 @@ def changed(
 
 def extended(model: Model, subtree: str, make: Callable[[jax.Array, Any], Any]) -> Model:
     """The model, whose init adds make(key, params) to the params as an entry of that name."""
-    if subtree in jax.eval_shape(model.init, jax.random.key(0)):
+    if subtree in shapes(model):
         raise InputError(f"The model's params have an entry {subtree!r} already: wrap it once.")
 
     def init(key):
@@ -60,6 +60,11 @@ def extended(model: Model, subtree: str, make: Callable[[jax.Array, Any], Any]) 
         return {**params, subtree: make(key_own, params)}
 
     return model._replace(init=init)
+
+
+def shapes(model: Model) -> Any:
+    """The params' shapes."""
+    return jax.eval_shape(model.init, jax.random.key(0))
 
 
 def widths(model: Model) -> dict[str, int]:
@@ -77,7 +82,8 @@ def widths(model: Model) -> dict[str, int]:
         return output
 
     with nn.intercept_methods(intercept):
-        jax.eval_shape(model.init, jax.random.key(0))
+        # A function of its own, since JAX would not run one again that it has traced before.
+        jax.eval_shape(lambda key: model.init(key), jax.random.key(0))
     return found
 
 
