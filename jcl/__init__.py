@@ -15,7 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import ewc, freeze, olora, packnet, replay, separate
+from jcl.strategies import ewc, freeze, olora, packnet, progressive_prompts, replay, separate
 
 __all__ = [
     "Experiment",
@@ -38,6 +38,7 @@ __all__ = [
     "packnet",
     "per_task",
     "periodically",
+    "progressive_prompts",
     "replay",
     "scheduled",
     "separate",

@@ -18,6 +18,7 @@ from jcl.models import (
     merge_lora,
     mlp,
     module_dropout,
+    prompts,
 )
 
 GPT2 = gpt2(GPT2Config(vocab_size=17, positions=16, width=8, layers=2, heads=2, dropout=0.1))
@@ -36,7 +37,10 @@ def noisy(tree, seed=5):
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return structure.unflatten(
-        [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)]  # noqa: B905
+        [
+            leaf + 0.1 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ]
     )
 
 
@@ -125,6 +129,11 @@ def test_lora_dropout_acts_with_a_key_only():
         (lambda: module_dropout(MLP, {"layer_9": 0.1}), "The nearest are: layer_"),
         (lambda: cosine_head(MLP, "heads"), "The nearest are: head"),
         (lambda: cosine_head(MLP, scale=0.0), "must be positive"),
+        (lambda: prompts(gpt2, GPT2.config, 0), "at least 1"),
+        (lambda: prompts(gpt2, GPT2.config, 4, slots=4), r"4 \* 4 .* need 17 positions.* has 16"),
+        (lambda: prompts(gpt2, GPT2.config, 2, table="wet"), "The nearest are: wte"),
+        (lambda: jcl.progressive_prompts(0), "at least one task"),
+        (lambda: jcl.progressive_prompts(2).init(GPT2.init(jax.random.key(0))), "no prompts"),
         (lambda: lora(lora(MLP, 1, 4.0, "head"), 1, 4.0, "head"), "wrap it once"),
     ],
 )
@@ -301,3 +310,66 @@ def test_cosine_head_is_the_cosine():
         jax.tree.map(jnp.zeros_like, params)
     )
     assert jax.tree.all(jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), zero))
+
+
+def test_a_prompt_of_token_rows_equals_those_tokens_in_front():
+    model = prompts(gpt2, GPT2.config, length=3, slots=2)
+    params = model.init(jax.random.key(2))
+    rows = jnp.array([[4, 9, 1], [16, 0, 7]])  # slot 1, the later one, stands first
+    params["prompt"] = params["wte"][rows]
+    tokens = jnp.concatenate([jnp.tile(rows[::-1].reshape(1, 6), (3, 1)), TOKENS], axis=1)
+    base = without(params, "prompt")
+    np.testing.assert_allclose(
+        model.apply(params, TOKENS), GPT2.apply(base, tokens)[:, 6:], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        model.features(params, TOKENS), GPT2.features(base, tokens)[:, 6:], atol=1e-6
+    )
+    with pytest.raises(InputError, match="need 17 positions, and the model has 16"):
+        model.apply(params, jnp.zeros((1, 11), jnp.int32))
+
+
+def test_a_prompt_begins_as_rows_of_the_table_and_wraps_a_wrapped_model():
+    model = prompts(lambda config: lora(gpt2(config), 2, 4.0), GPT2.config, length=3)
+    params = model.init(jax.random.key(2))
+    distance = jnp.abs(params["prompt"][0][:, None] - params["wte"][None]).max(axis=-1)
+    assert jnp.all(distance.min(axis=1) == 0)
+    plain = prompts(gpt2, GPT2.config, length=3)
+    np.testing.assert_array_equal(
+        model.apply(params, TOKENS), plain.apply(without(params, "lora"), TOKENS)
+    )
+
+
+def test_progressive_prompts_learn_one_slot_a_task_and_unused_slots_do_not_act():
+    model = prompts(gpt2, GPT2.config, length=2, slots=3)
+    params = noisy(model.init(jax.random.key(2)))
+    strategy = jcl.chain(
+        jcl.only("prompt", optax.adamw(1e-1)), jcl.progressive_prompts(tasks=3),
+        jcl.freeze("*", but="prompt"),
+    )  # fmt: skip
+    learner = jcl.learner(jcl.losses.causal_lm(model.apply), strategy)
+    batch = {"inputs": TOKENS, "targets": jnp.roll(TOKENS, -1, axis=1)}
+    state, step = learner.init(None, params, batch), jax.jit(learner.step)
+    consolidate, ended = jax.jit(learner.consolidate), []
+    logits = lambda state, **task: learner.predict(state, {**batch, **task})["logits"]
+    for task in range(3):
+        seen = logits(state)
+        spoiled = {**state.params, "prompt": state.params["prompt"].at[task + 1 :].set(9.0)}
+        np.testing.assert_array_equal(logits(state._replace(params=spoiled)), seen)
+        fewer = prompts(gpt2, GPT2.config, length=2, slots=task + 1)
+        part = {**state.params, "prompt": state.params["prompt"][: task + 1]}
+        np.testing.assert_allclose(fewer.apply(part, TOKENS), seen, atol=1e-6)
+        for past in range(task):
+            same = logits(state, task=jnp.full(3, past))
+            np.testing.assert_allclose(same, ended[past], atol=1e-6)
+        after, metrics = step(state, batch)
+        moved = jnp.any(after.params["prompt"] != state.params["prompt"], axis=(1, 2))
+        np.testing.assert_array_equal(moved, jnp.arange(3) == task)
+        assert jnp.all(after.params["wte"] == state.params["wte"])
+        assert step(after, batch)[1]["loss"] < metrics["loss"]
+        ended.append(logits(after))
+        state = consolidate(after, jax.tree.map(lambda leaf: leaf[None], batch))
+    assert int(state.strategy[1].task) == 2
+    assert step._cache_size() == consolidate._cache_size() == 1
+    with pytest.raises(InputError, match="the params have 3 prompts.*slots=4"):
+        jcl.progressive_prompts(4).init(params)

@@ -7,6 +7,7 @@ from jcl.models.lora import lora, merge_lora
 from jcl.models.mlp import MLPConfig, mlp
 from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
+from jcl.models.prompts import prompts
 
 __all__ = [
     "GPT2_SIZES",
@@ -20,4 +21,5 @@ __all__ = [
     "merge_lora",
     "mlp",
     "module_dropout",
+    "prompts",
 ]

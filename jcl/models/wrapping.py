@@ -40,7 +40,7 @@ def changed(
                     return output
                 return change(params, path, arguments[0], output, key)
 
-            own = {name: leaf for name, leaf in params.items() if name != subtree}
+            own = {entry: leaf for entry, leaf in params.items() if entry != subtree}
             with nn.intercept_methods(intercept):
                 return function(own, inputs, key, **rest)
 
@@ -89,15 +89,22 @@ def widths(model: Model) -> dict[str, int]:
 
 def kernels(params: Any) -> dict[str, Any]:
     """The kernel [in, out] of every Dense module, by the module's path."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    paths = [
-        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves
-    ]
+    leaves = dict(zip(names(params), jax.tree.leaves(params), strict=True))
     return {
         path.removesuffix("/kernel"): leaf
-        for path, leaf in paths
+        for path, leaf in leaves.items()
         if path.endswith("/kernel") and len(leaf.shape) == 2
     }
+
+
+def name(path: Any) -> str:
+    """The path of a leaf, written "h_0/attn/c_attn/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def names(params: Any) -> list[str]:
+    """The paths of all leaves."""
+    return [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
 def chosen(call: str, where: str | Sequence[str], names: Sequence[str]) -> list[str]:
@@ -111,7 +118,7 @@ def chosen(call: str, where: str | Sequence[str], names: Sequence[str]) -> list[
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
             raise InputError(
-                f"{call}: no such module of the model matches {pattern!r}. "
+                f"{call}: the model has nothing fitting with a path that matches {pattern!r}. "
                 f"The nearest are: {', '.join(near) or 'none'}."
             )
     return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]

@@ -4,7 +4,8 @@ from jcl.strategies.ewc import ewc
 from jcl.strategies.freeze import freeze
 from jcl.strategies.olora import olora
 from jcl.strategies.packnet import packnet
+from jcl.strategies.progressive_prompts import progressive_prompts
 from jcl.strategies.replay import replay
 from jcl.strategies.separate import separate
 
-__all__ = ["ewc", "freeze", "olora", "packnet", "replay", "separate"]
+__all__ = ["ewc", "freeze", "olora", "packnet", "progressive_prompts", "replay", "separate"]
