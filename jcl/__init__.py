@@ -15,7 +15,17 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
-from jcl.strategies import ewc, freeze, olora, packnet, progressive_prompts, replay, separate
+from jcl.strategies import (
+    ewc,
+    freeze,
+    nearest_class_mean,
+    olora,
+    packnet,
+    progressive_prompts,
+    replay,
+    separate,
+    slda,
+)
 
 __all__ = [
     "Experiment",
@@ -32,6 +42,7 @@ __all__ = [
     "lift",
     "losses",
     "models",
+    "nearest_class_mean",
     "olora",
     "only",
     "over_seeds",
@@ -42,6 +53,7 @@ __all__ = [
     "replay",
     "scheduled",
     "separate",
+    "slda",
     "start_task",
     "strategy",
 ]

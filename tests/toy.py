@@ -20,6 +20,11 @@ def loss_fn(params, batch, key):
     return losses.mean(), {"logits": logits, "losses": losses}
 
 
+def inputs(params, inputs, key):
+    """The features that the body gets."""
+    return inputs
+
+
 def params(seed=0):
     key_body, key_head = jax.random.split(jax.random.key(seed))
     return {
