@@ -212,6 +212,19 @@ def test_packnet_prunes_once_and_only_its_own_weights_move_after():
     jax.tree.map(np.testing.assert_array_equal, *owners)
 
 
+def test_these_strategies_work_on_a_part_of_the_params():
+    strategy = jcl.chain(
+        jcl.separate("body/*", tasks=2), optax.adamw(5e-2),
+        jcl.only("body/*", jcl.packnet(0.5, retrain=0.5)), jcl.only("head/*", jcl.freeze("*")),
+    )  # fmt: skip
+    learner, state = trained(strategy, total=4)
+    assert state.strategy[2].owner["head"]["kernel"] is None
+    assert still(state.params, toy.params())["head"]["kernel"]
+    assert np.sum(state.params["body"]["kernel"] == 0) == toy.INPUTS * toy.HIDDEN / 2
+    state = jax.jit(learner.consolidate)(state, toy.stacked())
+    assert jnp.isfinite(learner.predict(state, labelled(0))["logits"]).all()
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -208,6 +208,19 @@ def test_olora_over_seeds_equals_separate_runs():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, alone.params)
 
 
+def test_olora_can_be_donated_and_predicts_blind_to_targets():
+    adapted, learner = olora_learner(0.7, optimizer=jcl.per_task(optax.adam(1e-2)))
+    step = jax.jit(learner.step, donate_argnums=0)
+    consolidate = jax.jit(learner.consolidate, donate_argnums=0)
+    state = learner.init(jax.random.key(0), adapted.init(jax.random.key(2)), BATCH)
+    for _ in range(2):
+        before = state
+        state = consolidate(step(state, BATCH)[0], STACKED)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
+    unlabelled = learner.predict(state, {"inputs": POINTS})["logits"]
+    np.testing.assert_array_equal(learner.predict(state, BATCH)["logits"], unlabelled)
+
+
 def test_olora_refuses_more_tasks_than_slots():
     adapted, learner = olora_learner(1.0, tasks=4)
     with pytest.raises(InputError, match="the params have 3 slots.*slots=4"):

@@ -108,7 +108,7 @@ def names(params: Any) -> list[str]:
 
 
 def chosen(call: str, where: str | Sequence[str], names: Sequence[str]) -> list[str]:
-    """The names that match a pattern, in their order.
+    """The names, paths in the model, that match a pattern; in their order.
 
     Raises:
         InputError: a pattern matches none; the message lists the nearest.
@@ -118,7 +118,7 @@ def chosen(call: str, where: str | Sequence[str], names: Sequence[str]) -> list[
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
             raise InputError(
-                f"{call}: the model has nothing fitting with a path that matches {pattern!r}. "
+                f"{call}: no path of the model that it can act on matches {pattern!r}. "
                 f"The nearest are: {', '.join(near) or 'none'}."
             )
     return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]

@@ -40,7 +40,7 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
             task before.
 
     Stores: one copy of the chosen params for every task.
-    Place: anywhere; the part that changes params at a boundary last.
+    Place: anywhere; right of parts that change params at a boundary.
     Scenario: task labels at prediction.
 
     >>> import jcl, optax
