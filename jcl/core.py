@@ -259,18 +259,18 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         InputError: at init, if a pattern matches no path; the message lists the nearest paths.
     """
     part = lift(part)
-    patterns = (where,) if isinstance(where, str) else tuple(where)
+    patterns = as_patterns(where)
 
     def choose(tree):
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if _matches(path, patterns) else None, tree
+            lambda path, leaf: leaf if matches(path, patterns) else None, tree
         )
 
     def close(function, params):
         return lambda chosen, *rest: function(_merge(params, chosen), *rest)
 
     def init(params, *, batch, aux):
-        _check_patterns(part.name, patterns, params)
+        check_patterns(f"only({part.name})", patterns, params)
         return part.init(choose(params), batch=batch, aux=aux)
 
     def view(state, params, batch):
@@ -374,17 +374,24 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _matches(path: Any, patterns: Sequence[str]) -> bool:
+def as_patterns(where: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several, as a tuple."""
+    return (where,) if isinstance(where, str) else tuple(where)
+
+
+def matches(path: Any, patterns: Sequence[str]) -> bool:
+    """Whether the path of a leaf, written "h_0/attn/c_attn/kernel", matches one of the patterns."""
     return any(fnmatch.fnmatchcase(_name(path), pattern) for pattern in patterns)
 
 
-def _check_patterns(part: str, patterns: Sequence[str], params: Params) -> None:
+def check_patterns(part: str, patterns: Sequence[str], params: Params) -> None:
+    """Refuses a pattern that matches no path of the params, and lists the nearest paths."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
             raise InputError(
-                f"only({pattern!r}, {part}): no parameter has such a path. "
+                f"{part}: no parameter has a path that matches {pattern!r}. "
                 f"The nearest are: {', '.join(near)}."
             )
 

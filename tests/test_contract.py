@@ -122,9 +122,27 @@ TABLE = {
         optax.clip_by_global_norm(1.0),
         ADAMW,
     ],
+    "freeze": lambda strength: [ADAMW, jcl.freeze("body/*", until=strength)],
+    "freeze all but": lambda _: [jcl.only("head/*", ADAMW), jcl.freeze("*", but="head/*")],
+    "separate": lambda _: [jcl.separate("*", tasks=3), jcl.per_task(ADAMW)],
+    "separate heads": lambda _: [ADAMW, jcl.separate("head/*", tasks=2, restart=False)],
+    "packnet": lambda _: [ADAMW, jcl.packnet(keep=0.5)],
+    "packnet, retrained": lambda _: [jcl.per_task(ADAMW), jcl.packnet(keep=0.4, retrain=0.5)],
+    # The toy's body stands for a head: it is linear, has a bias, and its features are the inputs.
+    "nearest class mean": lambda _: [
+        ADAMW,
+        jcl.nearest_class_mean(toy.inputs, toy.HIDDEN, head="body"),
+    ],
+    "slda": lambda _: [
+        jcl.slda(toy.inputs, toy.HIDDEN, head="body", shrinkage=0.1),
+        ADAMW,
+    ],
 }
 # Methods that have no strength which could be 0.
-WITHOUT_STRENGTH = {"naive", "agem", "agem at the step", "only agem", "gem", "gdumb"}
+WITHOUT_STRENGTH = {
+    "naive", "agem", "agem at the step", "only agem", "gem", "gdumb", "freeze all but", "separate",
+    "separate heads", "packnet", "packnet, retrained", "nearest class mean", "slda",
+}  # fmt: skip
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 

@@ -24,6 +24,11 @@ def features(params, inputs):
     return jnp.tanh(inputs @ params["body"]["kernel"] + params["body"]["bias"])
 
 
+def inputs(params, inputs, key=None):
+    """The features that the body gets."""
+    return inputs
+
+
 def params(seed=0):
     return initial(jax.random.key(seed))
 

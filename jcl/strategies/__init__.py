@@ -5,22 +5,30 @@ from jcl.strategies.anchored import l1, l2
 from jcl.strategies.der import der
 from jcl.strategies.ewc import ewc
 from jcl.strategies.feature_distillation import feature_distillation
+from jcl.strategies.freeze import freeze
 from jcl.strategies.gdumb import gdumb
 from jcl.strategies.gem import gem
 from jcl.strategies.gss import gss
 from jcl.strategies.lwf import lwf
 from jcl.strategies.mas import mas
 from jcl.strategies.mir import mir
+from jcl.strategies.nearest_class_mean import nearest_class_mean
+from jcl.strategies.olora import olora
+from jcl.strategies.packnet import packnet
+from jcl.strategies.progressive_prompts import progressive_prompts
 from jcl.strategies.replay import replay
 from jcl.strategies.rwalk import rwalk
+from jcl.strategies.separate import separate
 from jcl.strategies.shrink_and_perturb import shrink_and_perturb
 from jcl.strategies.si import si
+from jcl.strategies.slda import slda
 
 __all__ = [
     "agem",
     "der",
     "ewc",
     "feature_distillation",
+    "freeze",
     "gdumb",
     "gem",
     "gss",
@@ -29,8 +37,14 @@ __all__ = [
     "lwf",
     "mas",
     "mir",
+    "nearest_class_mean",
+    "olora",
+    "packnet",
+    "progressive_prompts",
     "replay",
     "rwalk",
+    "separate",
     "shrink_and_perturb",
     "si",
+    "slda",
 ]

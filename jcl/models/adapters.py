@@ -1,0 +1,62 @@
+"""Bottleneck adapters behind the modules of any model."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jcl.errors import InputError
+from jcl.models import wrapping
+from jcl.models.model import Model
+
+
+def adapters(model: Model, width: int, where: str | Sequence[str] = ("*/attn", "*/mlp")) -> Model:
+    """The model with a small network behind each chosen module, in params["adapters"].
+
+    output = y + gelu(y down + down_bias) up + up_bias, with y what the module returned.
+
+    Houlsby et al. 2019, section 2.1: one adapter behind each of a block's two branches, before the
+    residual sum. Differs from the paper in: `up` starts at exactly zero, so that the model begins
+    as it was; the layer norms stay frozen unless they are chosen as well. To train the adapters
+    alone: `chain(only("adapters/*", adamw(...)), freeze("*", but="adapters/*"))`; one set for
+    every task: `jcl.separate("adapters/*", tasks=...)`. Pretrained params p go in by
+    `{**model.init(key), **p}`.
+
+    Args:
+        model: any model made of Flax linen modules.
+        width: of the bottleneck.
+        where: patterns of paths of modules, such as "h_*/mlp"; each must return one array.
+
+    Raises:
+        InputError: a pattern matches no such module; the message lists the nearest.
+
+    >>> import jax, jcl
+    >>> config = jcl.models.GPT2Config(258, positions=8, width=4, layers=1, heads=2)
+    >>> model = jcl.models.adapters(jcl.models.gpt2(config), width=2, where="h_*/mlp")
+    >>> list(model.init(jax.random.key(0))["adapters"]["h_0"]["mlp"])
+    ['down', 'down_bias', 'up', 'up_bias']
+    """
+    if width < 1:
+        raise InputError(f"adapters(width={width}): at least 1.")
+    outer = wrapping.widths(model)
+    paths = wrapping.chosen("adapters", where, list(outer))
+
+    def make(key, _):
+        def one(path, key):
+            return {
+                "down": jax.random.normal(key, (outer[path], width)) / outer[path] ** 0.5,
+                "down_bias": jnp.zeros(width),
+                "up": jnp.zeros((width, outer[path])),
+                "up_bias": jnp.zeros(outer[path]),
+            }
+
+        return wrapping.nested({path: one(path, key) for path, key in wrapping.keys(key, paths)})
+
+    def change(params, path, x, output, key):
+        if path not in paths:
+            return output
+        own = wrapping.at(params["adapters"], path)
+        hidden = jax.nn.gelu(output @ own["down"] + own["down_bias"])
+        return output + hidden @ own["up"] + own["up_bias"]
+
+    return wrapping.extended(wrapping.changed(model, change, "adapters"), "adapters", make)

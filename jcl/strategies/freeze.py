@@ -1,0 +1,71 @@
+"""Frozen params, and gradual unfreezing."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from jcl.core import Strategy, as_patterns, check_patterns, matches, strategy
+from jcl.errors import InputError
+
+
+def freeze(
+    where: str | Sequence[str] | Mapping[str, float] = "*",
+    *,
+    until: float = 1.0,
+    but: str | Sequence[str] = (),
+) -> Strategy:
+    """Holds the chosen params still, for good or up to a share of every task.
+
+    update_i <- 0 while progress < until_i, else update_i.
+
+    The step itself is zeroed, not the gradient, so that weight decay and momentum move nothing
+    either. What is frozen for good costs no backward pass where no part on the left reads its
+    gradient: XLA drops it. Give the optimizer the rest alone then, `only("head/*", adamw(...))`.
+    A dict of patterns and shares is gradual unfreezing, Howard and Ruder 2018 (ULMFiT), section
+    3.3: the last layer first, one more after the other. Differs from the paper in: shares of the
+    task's steps in place of epochs, and it begins anew with every task.
+
+    Args:
+        where: patterns of paths such as "h_*/attn/*"; `*` also matches slashes. Or {pattern: share
+            of the task's progress at which it thaws}; the first pattern that matches counts.
+        until: that share for all patterns; 1 freezes for good. Progress stays 0, and everything
+            frozen, unless `jcl.start_task` gives the task's length.
+        but: patterns of params that stay free although `where` matches them.
+
+    Stores: nothing.
+    Place: right of the optimizer.
+    Scenario: any.
+
+    >>> import jcl, optax
+    >>> head = jcl.chain(jcl.only("head/*", optax.adamw(1e-3)), jcl.freeze("*", but="head/*"))
+    >>> gradual = jcl.chain(optax.adamw(1e-3), jcl.freeze({"h_1/*": 0.25, "h_0/*": 0.5}))
+    """
+    if isinstance(where, Mapping):
+        if until != 1.0:
+            raise InputError("freeze: the dict holds every pattern's share; leave out until.")
+        shares = dict(where)
+    else:
+        shares = dict.fromkeys(as_patterns(where), until)
+    spared = as_patterns(but)
+    for pattern, share in shares.items():
+        if not 0 <= share <= 1:
+            raise InputError(
+                f"freeze({pattern!r}): {share} is no share of the task's progress, in [0, 1]."
+            )
+
+    def init(params, **_):
+        check_patterns("freeze", (*shares, *spared), params)
+        return ()
+
+    def update(updates, state, params, *, progress, **_):
+        def hold(path, update):
+            chosen = [share for pattern, share in shares.items() if matches(path, (pattern,))]
+            if not chosen or matches(path, spared):
+                return update
+            zeros = jnp.zeros_like(update)
+            return zeros if chosen[0] == 1 else jnp.where(progress < chosen[0], zeros, update)
+
+        return jax.tree_util.tree_map_with_path(hold, updates), state
+
+    return strategy(name="freeze", side="step", init=init, update=update)

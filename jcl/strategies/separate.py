@@ -1,0 +1,76 @@
+"""Params of their own for every task."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jcl.core import Params, Strategy, only, strategy
+from jcl.errors import InputError
+
+
+class PerTask(NamedTuple):
+    """Attributes:
+    task: the task under way, from 0; it stays at the last one.
+    kept: [tasks, ...] of the chosen params; what each past task ended with, and what each later
+        task begins with.
+    """
+
+    task: jax.Array
+    kept: Params
+
+
+def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) -> Strategy:
+    """Keeps a copy of the chosen params for every task and shows the model that of its task.
+
+    params seen = kept[batch["task"]] for a task that has ended, else the live params.
+
+    With where="*" this is the baseline of separate models, which neither forgets nor transfers
+    (the independent models of Rusu et al. 2016, section 4); with "lora/*" LoRA per task, with
+    "head/*" a head per task over a shared body. The task is that of the batch's first example,
+    `batch["task"][0]`: one task a batch. A batch without `task` is seen by the live params, so
+    that without labels the strategy does nothing but restart. The optimizer's moments are not
+    part of it: give it `per_task(...)`.
+
+    Args:
+        where: patterns of paths such as "lora/*"; `*` also matches slashes.
+        tasks: how many copies there are; after their last boundary the last one goes on.
+        restart: every task begins with the initial params; False lets it go on from those of the
+            task before.
+
+    Stores: one copy of the chosen params for every task.
+    Place: anywhere; right of parts that change params at a boundary.
+    Scenario: task labels at prediction.
+
+    >>> import jcl, optax
+    >>> adapters = jcl.chain(jcl.separate("lora/*", tasks=5), jcl.per_task(optax.adamw(1e-3)))
+    """
+    if tasks < 1:
+        raise InputError(f"separate(tasks={tasks}): at least one task.")
+
+    def init(params, **_):
+        kept = jax.tree.map(lambda leaf: jnp.stack([leaf] * tasks), params)
+        return PerTask(jnp.zeros((), jnp.int32), kept)
+
+    def view(state, params, batch):
+        if "task" not in batch:
+            return params, batch
+        task = batch["task"][0]
+
+        def see(parameter, kept):
+            return jnp.where(task < state.task, kept[jnp.clip(task, 0, tasks - 1)], parameter)
+
+        return jax.tree.map(see, params, state.kept), batch
+
+    def consolidate(state, params, **_):
+        kept = jax.tree.map(
+            lambda kept, parameter: kept.at[state.task].set(parameter), state.kept, params
+        )
+        task = jnp.minimum(state.task + 1, tasks - 1)
+        if restart:
+            params = jax.tree.map(lambda kept: kept[task], kept)
+        return PerTask(task, kept), params
+
+    part = strategy(name="separate", init=init, view=view, consolidate=consolidate)
+    return only(where, part)._replace(name="separate")

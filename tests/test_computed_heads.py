@@ -1,0 +1,88 @@
+"""Heads computed from features: class means and linear discriminants against closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jcl
+from jcl import InputError
+from jcl.models import MLPConfig, mlp
+
+MODEL = mlp(MLPConfig(inputs=4, hidden=(6,), classes=5))
+PARAMS = MODEL.init(jax.random.key(0))
+random = np.random.default_rng(0)
+TARGETS = random.integers(0, 3, 40)  # classes 3 and 4 are never seen
+INPUTS = (random.normal(size=(40, 4)) * [3, 1, 1, 0.3] + TARGETS[:, None]).astype(np.float32)
+# Batches of 8; the last is half padding, whose targets must not count.
+TARGETS_PADDED = np.where(np.arange(40) < 36, TARGETS, 4)
+MASK = (np.arange(40) < 36).astype(np.float32)
+X = np.asarray(MODEL.features(PARAMS, jnp.asarray(INPUTS)), np.float64)[:36]
+Y = TARGETS[:36]
+MEANS = np.stack([X[c == Y].mean(axis=0) for c in range(3)])
+
+
+def streamed(part, order=range(5)):
+    """The logits of all inputs after a stream of batches."""
+    learner = jcl.learner(jcl.losses.classify(MODEL.apply), jcl.chain(jcl.freeze("*"), part))
+    batches = [
+        {
+            "inputs": jnp.asarray(INPUTS[8 * n : 8 * n + 8]),
+            "targets": jnp.asarray(TARGETS_PADDED[8 * n : 8 * n + 8]),
+            "mask": jnp.asarray(MASK[8 * n : 8 * n + 8]),
+        }
+        for n in order
+    ]
+    state, step = learner.init(None, PARAMS, batches[0]), jax.jit(learner.step)
+    for batch in batches:
+        state, _ = step(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, state.params, PARAMS)
+    return learner.predict(state, {"inputs": jnp.asarray(INPUTS)})["logits"]
+
+
+def test_nearest_class_mean_is_the_distance_to_the_means_of_all_at_once():
+    logits = streamed(jcl.nearest_class_mean(MODEL.features, 5))
+    x = np.asarray(MODEL.features(PARAMS, jnp.asarray(INPUTS)), np.float64)
+    distance = ((x[:, None] - MEANS) ** 2).sum(axis=-1)
+    np.testing.assert_allclose(
+        logits[:, :3], (x**2).sum(axis=-1)[:, None] - distance, rtol=1e-4, atol=1e-3
+    )
+    np.testing.assert_array_equal(np.argmax(logits, axis=1), distance.argmin(axis=1))
+    assert np.all(logits[:, 3:] < -1e8)
+
+
+@pytest.mark.parametrize("shrinkage", [0.01, 1.0])
+def test_slda_equals_lda_of_all_at_once(shrinkage):
+    within = sum((X[c == Y] - MEANS[c]).T @ (X[c == Y] - MEANS[c]) for c in range(3)) / len(X)
+    precision = np.linalg.inv((1 - shrinkage) * within + shrinkage * np.eye(6))
+    x = np.asarray(MODEL.features(PARAMS, jnp.asarray(INPUTS)), np.float64)
+    bias = 0.5 * np.einsum("ci,ij,cj->c", MEANS, precision, MEANS)
+    expected = x @ precision @ MEANS.T - bias
+    part = jcl.slda(MODEL.features, 5, shrinkage=shrinkage)
+    logits = streamed(part)
+    np.testing.assert_allclose(logits[:, :3], expected, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(streamed(part, [4, 2, 0, 3, 1]), logits, rtol=2e-3, atol=2e-3)
+    assert np.all(logits[:, 3:] < -1e8)
+
+
+def test_slda_tells_apart_what_the_means_alone_do_not():
+    accuracy = lambda logits: np.mean(np.argmax(logits, axis=1)[:36] == Y)
+    discriminant = accuracy(streamed(jcl.slda(MODEL.features, 5, shrinkage=0.01)))
+    assert discriminant > accuracy(streamed(jcl.nearest_class_mean(MODEL.features, 5))) + 0.1
+
+
+@pytest.mark.parametrize("make", [jcl.nearest_class_mean, jcl.slda])
+def test_heads_that_do_not_fit_are_refused(make):
+    batch = {"inputs": jnp.zeros((2, 4)), "targets": jnp.zeros(2, jnp.int32)}
+    for part, message in (
+        (make(MODEL.features, 4), r"classes=4.*'head/kernel': \(6, 5\)"),
+        (make(MODEL.features, 5, head="haed"), "nothing there"),
+        (make(lambda *_: jnp.zeros((2, 3, 6)), 5), r"must be \[batch, width\]"),
+    ):
+        with pytest.raises(InputError, match=message):
+            part.init(PARAMS, batch=batch, aux={})
+
+
+def test_bad_shrinkage():
+    with pytest.raises(InputError, match=r"lies in \(0, 1\]"):
+        jcl.slda(MODEL.features, 5, shrinkage=0.0)
