@@ -4,9 +4,9 @@ The domains: the Python language reference, Python source, German sentences for 
 come with the installation. Methods: naive fine-tuning is the lower bound, joint (all domains at
 once, three times the steps) the upper one; cumulative goes on with all the domains seen so far.
 
-Seen with seed 0 (bits per byte; forgetting, then the average of the last row): naive 2.87, 5.09;
-replay 0.38, 3.44; EWC 1.27, 4.33; replay + EWC 0.25, 3.43; joint -,
-3.21. On two cores of an AMD EPYC naive took 82 s and replay + EWC 152 s.
+Seen over three seeds (bits per byte; forgetting, then the average of the last row): naive 2.86,
+5.10; replay 0.40, 3.45; EWC 1.25, 4.33; replay + EWC 0.26, 3.44; joint -, 3.17. On two cores of an
+AMD EPYC naive took 82 s and replay + EWC 152 s with one seed.
 
 Command:  jcl run configs/quickstart.py --method replay_ewc
 """

@@ -63,14 +63,18 @@ def classify(apply: Apply) -> LossFn:
         apply: (params, inputs, key) -> logits [batch, classes].
 
     The batch holds inputs and targets [batch], and may hold a mask [batch] and a label_mask
-    [batch, classes] of the classes that an example may be given.
+    [batch, classes] of the classes that an example may be given. In the loss an example's own
+    target is never masked, so that the first example of a class not seen before has a finite one.
     """
 
     def loss_fn(params, batch, key):
-        logits = mask_labels(apply(params, batch["inputs"], key), batch.get("label_mask"))
+        free = apply(params, batch["inputs"], key)
+        logits = mask_labels(free, batch.get("label_mask"))
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
-        losses = cross_entropy(logits, batch["targets"])
+        own = jax.nn.one_hot(batch["targets"], free.shape[-1], dtype=bool)
+        counted = logits if "label_mask" not in batch else jnp.where(own, free, logits)
+        losses = cross_entropy(counted, batch["targets"])
         mask = _mask(batch, losses)
         loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
         return loss, {"logits": logits, "losses": losses * mask}

@@ -222,27 +222,23 @@ class _Program:
         self._placement = Placement(first.batch_size)
         self._learner = learner(first.loss_fn, first.strategy, measure=first.measure.function)
         functions = self._learner
+        if first.device_data:
+            functions = functions._replace(
+                step=_by_index(functions.step), evaluate=_over_batches(functions.evaluate)
+            )
         if len(experiments) > 1:
-            functions = over_seeds(self._learner, by=first.seeds_by)
+            functions = over_seeds(functions, by=first.seeds_by)
         place = self._placement.state
         self._traces = collections.Counter()
         self._step = jax.jit(
             self._counted("step", functions.step), donate_argnums=0, out_shardings=place
-        )
-        self._steps = jax.jit(
-            self._counted("step", _by_index(functions.step, len(experiments) > 1)),
-            donate_argnums=0,
-            out_shardings=place,
         )
         self.consolidate = jax.jit(
             self._counted("consolidate", functions.consolidate),
             donate_argnums=0,
             out_shardings=place,
         )
-        evaluate = functions.evaluate
-        if first.device_data:
-            evaluate = _over_batches(evaluate, len(experiments) > 1)
-        self._evaluate = jax.jit(self._counted("evaluate", evaluate), out_shardings=place)
+        self._evaluate = jax.jit(self._counted("evaluate", functions.evaluate), out_shardings=place)
         self._tests: list[Any] = []  # of every task, once they are held on the device
         self._finite = jax.jit(_all_finite)
         self.abstract = jax.tree.map(
@@ -250,7 +246,8 @@ class _Program:
             jax.eval_shape(self._initial),
         )
         # Traced on shapes, so that a strategy refuses what it must before anything is compiled.
-        jax.eval_shape(functions.step, self.abstract, self._abstract_batch())
+        plain = over_seeds(self._learner) if len(experiments) > 1 else self._learner
+        jax.eval_shape(plain.step, self.abstract, self._abstract_batch())
         boundary = self._abstract_batch(first.boundary_batches)
         jax.eval_shape(functions.consolidate, self.abstract, boundary)
 
@@ -292,7 +289,7 @@ class _Program:
             for seed, walk in enumerate(walks):
                 indices[seed, :number] = [walk[begin + offset] for offset in range(number)]
             indices = indices if several else indices[0]
-            yield _Call(self._steps, (arrays, indices, np.int32(number)), number, tokens)
+            yield _Call(self._step, ((arrays, indices),), number, tokens)
 
     def boundary_batches(self, stage: int) -> Any:
         """[number, batch, ...] of a stage's examples in an order of their own."""
@@ -398,22 +395,23 @@ def _pad(arrays: Any, length: int) -> Any:
     }
 
 
-def _by_index(step: Callable, several: bool) -> Callable:
-    """(state, arrays, indices [number, batch], number) -> state, metrics of the last step.
+def _by_index(step: Callable) -> Callable:
+    """(state, (arrays, indices [number, batch])) -> state, metrics of the last step.
 
-    With several seeds every leaf of arrays and indices has a leading axis of seeds. The number of
-    steps is data, so that the remainder of a stage needs no program of its own.
+    Where the task has fewer steps left than there are indices, it takes those: the remainder of a
+    stage needs no program of its own.
     """
 
-    def steps(state, arrays, indices, number):
+    def steps(state, data):
+        arrays, indices = data
+        gather = functools.partial(jnp.take, axis=0, mode="clip")
+
         def batch(index):
-            gather = functools.partial(jnp.take, axis=0, mode="clip")
-            if several:
-                return jax.tree.map(lambda leaf: jax.vmap(gather)(leaf, indices[:, index]), arrays)
             return jax.tree.map(lambda leaf: gather(leaf, indices[index]), arrays)
 
         _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch, 0))
         metrics = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        number = jnp.minimum(len(indices), state.task_steps - state.task_step)
         return jax.lax.fori_loop(
             0, number, lambda index, carry: step(carry[0], batch(index)), (state, metrics)
         )
@@ -421,14 +419,12 @@ def _by_index(step: Callable, several: bool) -> Callable:
     return steps
 
 
-def _over_batches(evaluate: Callable, several: bool) -> Callable:
+def _over_batches(evaluate: Callable) -> Callable:
     """(state, batches [number, batch, ...]) -> sum, count over all of them."""
 
     def over(state, batches):
-        if several:
-            batches = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1), batches)
         sums, counts = jax.lax.map(lambda batch: evaluate(state, batch), batches)
-        return sums.sum(axis=0), counts.sum(axis=0)
+        return sums.sum(), counts.sum()
 
     return over
 

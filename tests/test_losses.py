@@ -86,3 +86,15 @@ def test_accuracy_counts_the_masked_in():
     ]
     only_one = batch | {"label_mask": jnp.array([[1.0, 1, 1], [0, 1, 1]])}
     assert [float(x) for x in measure.function(0.0, only_one)] == [2, 2]
+
+
+def test_an_own_target_is_never_masked_in_the_loss():
+    logits = jnp.array([[1.0, 2.0, 3.0]])
+    loss_fn = classify(lambda params, inputs, key: logits)
+    batch = {"inputs": jnp.zeros((1, 1)), "targets": jnp.array([2]),
+             "label_mask": jnp.array([[True, True, False]])}  # fmt: skip
+    loss, aux = loss_fn({}, batch, None)
+    np.testing.assert_allclose(loss, jnp.log(jnp.exp(logits).sum()) - 3.0, rtol=1e-6)
+    assert aux["logits"][0, 2] < -1e8
+    shown = loss_fn({}, {**batch, "targets": jnp.array([0])}, None)[0]
+    np.testing.assert_allclose(shown, jnp.log(jnp.exp(1.0) + jnp.exp(2.0)) - 1.0, rtol=1e-6)

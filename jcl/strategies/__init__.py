@@ -18,6 +18,7 @@ from jcl.strategies.packnet import packnet
 from jcl.strategies.progressive_prompts import progressive_prompts
 from jcl.strategies.replay import replay
 from jcl.strategies.rwalk import rwalk
+from jcl.strategies.seen_classes import seen_classes
 from jcl.strategies.separate import separate
 from jcl.strategies.shrink_and_perturb import shrink_and_perturb
 from jcl.strategies.si import si
@@ -43,6 +44,7 @@ __all__ = [
     "progressive_prompts",
     "replay",
     "rwalk",
+    "seen_classes",
     "separate",
     "shrink_and_perturb",
     "si",

@@ -1,0 +1,75 @@
+"""Writes docs/methods.md, the table of all methods, from their docstrings.
+
+Command:  python docs/methods.py
+"""
+
+import inspect
+import re
+import sys
+from pathlib import Path
+
+import jcl
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "methods.md"
+WRAPPERS = ("lora", "adapters", "prompts", "cosine_head", "module_dropout")
+FIELDS = ("Stores", "Place", "Scenario")
+
+
+def describe(function):
+    """What a method's docstring says of it: a dict of the table's columns.
+
+    Raises:
+        ValueError: the docstring lacks one of them.
+    """
+    name, text = function.__name__, inspect.getdoc(function) or ""
+    paragraphs = [" ".join(each.split()) for each in re.split(r"\n\s*\n", text)]
+    paper = re.search(r"[A-Z][\w'-]+(?: et al\.| and [A-Z][\w-]+)? \(?(?:19|20)\d\d\)?", text)
+    found = {"what": paragraphs[0], "formula": paragraphs[1], "paper": paper and paper.group()}
+    for field in FIELDS:
+        line = re.search(rf"^{field}: (.*?)\.\s*$(?=\n[A-Z>]|\n\n|\Z)", text, re.M | re.S)
+        found[field] = line and " ".join(line.group(1).split())
+    missing = [field for field, value in found.items() if not value]
+    if missing:
+        raise ValueError(f"{name}: its docstring lacks {', '.join(missing)}")
+    uses = [
+        path for path in sorted((ROOT / "configs").rglob("*.py"))
+        if re.search(rf"jcl\.(models\.)?{name}\(", path.read_text())
+    ]  # fmt: skip
+    found["configs"] = ", ".join(f"`{path.relative_to(ROOT)}`" for path in uses) or "-"
+    return found
+
+
+def page():
+    """The text of docs/methods.md."""
+    lines = [
+        "# Methods",
+        "",
+        "Written by `python docs/methods.py` from the docstrings, which say more. Strategies stand "
+        "in a `jcl.chain` with an optimizer; wrappers of `jcl.models` change the model.",
+    ]
+    lines += [
+        "", "## Strategies", "",
+        "| method | what it does | formula | paper | stores | place | scenario | configs |",
+        "|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for name in jcl.strategies.__all__:
+        found = describe(getattr(jcl.strategies, name))
+        keys = ("paper", *FIELDS, "configs")
+        cells = [f"`{name}`", found["what"], _code(found["formula"]), *map(found.get, keys)]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    lines += ["", "## Wrappers of models", "", "| wrapper | what it does |", "|---|---|"]
+    for name in WRAPPERS:
+        what = (inspect.getdoc(getattr(jcl.models, name)) or "").split("\n\n")[0]
+        lines.append(f"| `jcl.models.{name}` | {' '.join(what.split())} |")
+    return "\n".join(lines) + "\n"
+
+
+def _code(formula):
+    """The formula up to the end of its sentence, as code."""
+    return "`" + re.split(r"(?<=[\w)\]])\.(?= |$)", formula)[0].rstrip(".,") + "`"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    sys.exit(0)

@@ -1,0 +1,45 @@
+"""Classes that have not come yet are masked."""
+
+import jax.numpy as jnp
+
+from jcl.core import Strategy, strategy
+from jcl.errors import InputError
+
+
+def seen_classes(classes: int) -> Strategy:
+    """Hides the logits of classes that no target has named so far.
+
+    label_mask_c = 1 where class c was a target of any training batch before, joined (by and) with
+    the batch's own mask. Heads are of full size from the start, so that nothing is traced again
+    when classes arrive (class-incremental learning as in Rebuffi et al. 2017, whose head grows).
+
+    A batch's classes are seen from the next step on. In the loss itself a target is never masked
+    (`jcl.losses.classify`), so that the first batch of a class is learned from.
+
+    Args:
+        classes: of the head.
+
+    Stores: one flag for each class.
+    Place: anywhere.
+    Scenario: class-incremental.
+
+    >>> import jcl, optax
+    >>> method = jcl.chain(jcl.seen_classes(classes=10), optax.sgd(0.1))
+    """
+    if classes < 2:
+        raise InputError(f"seen_classes(classes={classes}): a head has at least two classes.")
+
+    def init(params, **_):
+        return jnp.zeros(classes, bool)
+
+    def view(state, params, batch):
+        shown = state | ~jnp.any(state)  # before the first step nothing is masked
+        mask = batch.get("label_mask")
+        rows = batch["inputs"].shape[0]
+        own = jnp.broadcast_to(shown, (rows, classes))
+        return params, {**batch, "label_mask": own if mask is None else own & (mask > 0)}
+
+    def update(updates, state, params, *, batch, **_):
+        return updates, state.at[batch["targets"].reshape(-1)].set(True)
+
+    return strategy(name="seen_classes", init=init, view=view, update=update)

@@ -1,0 +1,198 @@
+"""Image streams and soft boundaries, on small made-up images."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import jcl
+from jcl import InputError
+from jcl.data import Arrays, Chosen, Images
+
+
+def images(classes=10, each=30, size=8):
+    """The classes in turn; the first pixel of an image is its number, modulo 251."""
+    draw = np.random.default_rng(0)
+
+    def part(number):
+        inputs = draw.integers(0, 256, (number, size, size)).astype(np.uint8)
+        inputs[:, 0, 0] = np.arange(number) % 251
+        return inputs, np.arange(number, dtype=np.int32) % classes
+
+    return Images(*part(classes * each), *part(classes * 5))
+
+
+@pytest.mark.parametrize("degrees", [0, 17.5, 45, 90, 133, 179.9])
+@pytest.mark.parametrize("size", [28, 9])
+def test_rotation_is_what_pillow_does(degrees, size):
+    picture = np.random.default_rng(1).integers(1, 256, (size, size)).astype(np.uint8)
+    positions = jcl.data.rotation((size, size), degrees)
+    ours = np.where(positions < 0, 0, picture.ravel()[positions]).reshape(size, size)
+    pillow = np.asarray(Image.fromarray(picture).rotate(degrees))
+    assert np.mean(ours != pillow) <= 0.01  # a pixel whose origin falls on a border may differ
+
+
+def test_every_permuted_task_moves_the_pixels_its_own_way():
+    stream = jcl.data.permuted(images(), tasks=3, seed=4)
+    base = images()
+    trains = [task.train.arrays()["inputs"].reshape(300, -1) for task in stream.tasks]
+    for task, train in zip(stream.tasks, trains, strict=True):
+        np.testing.assert_array_equal(
+            np.sort(train, axis=1), np.sort(base.train_inputs.reshape(300, -1), axis=1)
+        )
+        chosen = np.array([7, 7, 299])
+        np.testing.assert_array_equal(
+            task.train.take(chosen)["inputs"].reshape(3, -1), train[chosen]
+        )
+        np.testing.assert_array_equal(task.train[7]["inputs"].ravel(), train[7])
+        # Train and test move alike.
+        order = np.array([np.flatnonzero(np.all(pixel == train.T, axis=1))[0]
+                          for pixel in base.train_inputs.reshape(300, -1).T])  # fmt: skip
+        test = task.test.arrays()["inputs"].reshape(50, -1)
+        np.testing.assert_array_equal(test[:, order], base.test_inputs.reshape(50, -1))
+    assert not np.array_equal(trains[0], trains[1])
+    assert len({task.hash for task in stream.tasks}) == 3
+    again = jcl.data.permuted(images(), tasks=3, seed=4)
+    assert [task.hash for task in again.tasks] == [task.hash for task in stream.tasks]
+    assert jcl.data.permuted(images(), tasks=3, seed=5).tasks[0].hash != stream.tasks[0].hash
+
+
+def test_a_rotated_task_turns_every_image_by_its_angle():
+    stream = jcl.data.rotated(images(), tasks=2, seed=1)
+    for task in stream.tasks:
+        degrees = float(task.name.split(": ")[1].split()[0])
+        assert 0 <= degrees < 180
+        turned = np.asarray(Image.fromarray(images().train_inputs[5]).rotate(degrees))
+        ours = task.train[5]["inputs"]
+        assert np.mean(ours != turned) < 0.1  # the name rounds the angle
+    assert stream.tasks[0].name != stream.tasks[1].name
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_the_three_scenarios(scenario):
+    stream = jcl.data.split(images(), scenario)
+    assert [task.name for task in stream.tasks][1] == "classes 2 3"
+    assert sum(len(task.train) for task in stream.tasks) == 300
+    for number, task in enumerate(stream.tasks):
+        for part in (task.train, task.test):
+            batch = part.arrays()
+            expected = {0, 1} if scenario == "domain" else {2 * number, 2 * number + 1}
+            assert set(batch["targets"].tolist()) == expected
+            assert ("task" in batch) == ("label_mask" in batch) == (scenario == "task")
+            if scenario == "task":
+                assert set(batch["task"].tolist()) == {number}
+                assert set(np.flatnonzero(batch["label_mask"][0])) == expected
+    if scenario == "task":
+        only_test = jcl.data.split(images(), "task", masked="test").tasks[0]
+        assert "label_mask" not in only_test.train[0]
+        assert "label_mask" in only_test.test[0]
+
+
+def test_mnist_360_meets_every_image_once_in_pairs_of_rising_digits():
+    source = images(each=36)
+    stream = jcl.data.mnist_360(source, seed=0, rounds=3)
+    (stage,) = stream.stages
+    assert stage.ordered
+    batch = stage.arrays()
+    assert len(stage) == 9 * 36  # digit 9 is left out
+    assert np.bincount(batch["targets"]).tolist() == [36] * 9
+    pairs = batch["targets"].reshape(27, 12)  # 27 visits of 6 images of each digit
+    for visit, labels in enumerate(pairs):
+        first = visit % 9
+        assert np.bincount(labels, minlength=9)[[first, (first + 1) % 9]].tolist() == [6, 6]
+    # Digit 1 starts upright: its first image met is one of the source's, unturned.
+    first = batch["inputs"][batch["targets"] == 1][0]
+    assert any(np.array_equal(first, each) for each in source.train_inputs)
+    walk = jcl.data.walk(stage, 10, seed=3)
+    np.testing.assert_array_equal(walk[2], np.arange(20, 30))
+    assert len(stream.tasks) == 1
+    assert len(stream.tasks[0].test) == 45
+
+
+def numbers_of(stream):
+    """Which example (task, index) each of a stream's stages meets, by the inputs it holds."""
+    return [stage.arrays()["inputs"].tolist() for stage in stream.stages]
+
+
+def plain(lengths=(100, 200, 50)):
+    starts = np.cumsum([0, *lengths])
+    tasks = []
+    for number, length in enumerate(lengths):
+        inputs = np.arange(starts[number], starts[number + 1])
+        source = Arrays({"inputs": inputs, "targets": np.full(length, number)})
+        tasks.append(jcl.data.Task(f"t{number}", source, source, str(number)))
+    return jcl.data.Stream("plain", tuple(tasks))
+
+
+def test_blurry_stages_share_a_part_and_lose_nothing():
+    stream = jcl.data.blurry(plain(), 0.2, seed=1)
+    stages = numbers_of(stream)
+    assert sorted(each for stage in stages for each in stage) == list(range(350))
+    owns = [(0, 100), (100, 300), (300, 350)]
+    for (start, stop), stage, own in zip(owns, stages, (80, 160, 40), strict=True):
+        assert sum(start <= each < stop for each in stage) == own
+    assert numbers_of(jcl.data.blurry(plain(), 0.0))[1] != []
+    with pytest.raises(InputError, match=r"share=1"):
+        jcl.data.blurry(plain(), 1.0)
+
+
+def test_fuzzy_tasks_fade_into_each_other():
+    stream = jcl.data.fuzzy(plain((1000, 1000)), 0.5, seed=1)
+    (order,) = numbers_of(stream)
+    assert sorted(order) == list(range(2000))
+    later = np.array(order) >= 1000
+    assert not later[:740].any()
+    assert later[1260:].all()
+    shares = later[750:1250].reshape(5, 100).mean(axis=1)
+    np.testing.assert_allclose(shares, [0.1, 0.3, 0.5, 0.7, 0.9], atol=0.12)
+    (sharp,) = numbers_of(jcl.data.fuzzy(plain((100, 100)), 0.0))
+    assert max(sharp[:100]) < 100
+    assert jcl.data.walk(stream.stages[0], 8, seed=0)[1].tolist() == list(range(8, 16))
+    with pytest.raises(InputError, match="no boundary"):
+        jcl.data.fuzzy(plain((100,)), 0.5)
+
+
+def test_chosen_examples_and_constants():
+    source = Arrays({"inputs": np.arange(5)}, constants={"task": 2})
+    chosen = Chosen(source, np.array([4, 1, 4]))
+    assert chosen.arrays()["inputs"].tolist() == [4, 1, 4]
+    assert chosen.take(np.array([1, 2]))["inputs"].tolist() == [1, 4]
+    assert chosen[0] == {"inputs": 4, "task": 2}
+    with pytest.raises(InputError, match="lengths"):
+        Arrays({"inputs": np.arange(5), "targets": np.arange(4)})
+
+
+def test_mnist_is_asked_for_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("JCL_DATA", str(tmp_path))
+    with pytest.raises(InputError, match="set JCL_DATA to the folder"):
+        jcl.data.mnist()
+    (tmp_path / "broken.npz").write_bytes(b"no")
+    with pytest.raises(InputError, match="x_train"):
+        jcl.data.mnist(tmp_path / "broken.npz")
+
+
+def test_a_target_beyond_the_head_is_refused():
+    from jcl.experiment import check
+
+    model = jcl.models.mlp(jcl.models.MLPConfig(inputs=64, hidden=(4,), classes=9))
+    experiment = jcl.Experiment(
+        name="digits", model=model, loss_fn=jcl.losses.classify(model.apply),
+        strategy=jcl.ewc(1.0), stream=jcl.data.permuted(images(), 1), batch_size=300, epochs=1,
+        measure=jcl.losses.accuracy(model.apply),
+    )  # fmt: skip
+    with pytest.raises(InputError, match="targets from 0 to 9 and the model gives 9 logits"):
+        check(experiment)
+
+
+@pytest.mark.skipif(
+    not (Path(os.environ.get("JCL_DATA", "")) / "mnist" / "mnist.npz").is_file(),
+    reason="JCL_DATA holds no mnist/mnist.npz",
+)
+def test_the_real_mnist():
+    digits = jcl.data.mnist()
+    assert digits.train_inputs.shape == (60000, 28, 28)
+    assert np.bincount(digits.test_targets).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+    ]  # fmt: skip
