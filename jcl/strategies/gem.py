@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jcl import memory as memories
 from jcl.core import Strategy, strategy
@@ -156,4 +155,4 @@ def _products(rows, others):
         one, other = (leaf.reshape(leaf.shape[0], -1) for leaf in (one, other))
         return jnp.matmul(one, other.T, precision=jax.lax.Precision.HIGHEST)
 
-    return jnp.asarray(optax.tree.sum(jax.tree.map(product, rows, others)))
+    return sum(jax.tree.leaves(jax.tree.map(product, rows, others)), start=jnp.zeros(()))
