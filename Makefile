@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims bench clean
+.PHONY: demo test test-fast check parity claims reproduce bench clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -11,7 +11,7 @@ demo: .venv/demo
 	$(BIN)/jcl report runs/quickstart/naive runs/quickstart/replay_ewc
 
 test: .venv/test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 test-fast: .venv/test
 	$(BIN)/python -m pytest -m "not slow"
@@ -26,6 +26,10 @@ parity: .venv/parity
 
 claims: .venv/demo
 	$(BIN)/python benchmarks/quickstart.py
+
+# All of the published tables, or those named: make reproduce TABLES="split scenarios"
+reproduce: .venv/demo
+	$(BIN)/python benchmarks/reproduce.py $(TABLES)
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py
