@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce bench clean
+.PHONY: demo test test-fast check parity claims reproduce bench bench-strategies clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -34,8 +34,17 @@ reproduce: .venv/demo
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py
 
+bench-strategies: .venv/bench .venv-avalanche/made
+	$(BIN)/python benchmarks/strategies.py
+
+# The peer's own environment: Avalanche and a CPU build of PyTorch.
+.venv-avalanche/made:
+	$(PYTHON) -m venv .venv-avalanche
+	.venv-avalanche/bin/python -m pip install --quiet torch==2.13.0 avalanche-lib==0.6.0
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-avalanche runs
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

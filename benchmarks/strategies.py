@@ -1,0 +1,134 @@
+"""Milliseconds a training step of each method, in jcl and in Avalanche, and jcl's overheads.
+
+Command:  python benchmarks/strategies.py [--repeats 9] [--methods naive replay ...]
+          (`make bench-strategies` makes Avalanche's environment, .venv-avalanche, first)
+
+An MLP of 784-256-256-10, batch 32, plain SGD, float32; memories of 1,000 examples, draws of 32.
+Both train on examples that lie in memory, 100 steps at a time, after a first task has ended, so
+that every method has something to remember. jcl: one call of the compiled program that `jcl run`
+uses, one seed or ten vmapped; Avalanche: one epoch of its training loop, from the first batch to
+behind the last, in a process of its own. All are timed in turn; medians. Run it on an idle machine.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jcl
+from jcl.allocator import keep_freed_memory
+from jcl.run import _by_index
+
+HERE = Path(__file__).parent
+PEER = HERE.parent / ".venv-avalanche" / "bin" / "python"
+BATCH, EXAMPLES, MEMORY, STEPS, SEEDS = 32, 3200, 1000, 100, 10
+SGD = optax.sgd(0.01)
+CHAINS = {
+    "naive": lambda: [SGD],
+    "replay": lambda: [jcl.replay(MEMORY, BATCH), SGD],
+    "ewc": lambda: [jcl.ewc(1.0), SGD],
+    "si": lambda: [SGD, jcl.si(1.0)],
+    "lwf": lambda: [jcl.lwf(1.0), SGD],
+    "agem": lambda: [jcl.agem(MEMORY, BATCH), SGD],
+    "derpp": lambda: [jcl.der(MEMORY, BATCH, 0.5, replay_strength=0.5), SGD],
+    "mas": lambda: [jcl.mas(1.0), SGD],
+}
+
+
+def ours(method, seeds):
+    """A function that takes STEPS steps and waits for them, in the second task."""
+    model = jcl.models.mlp(jcl.models.MLPConfig(784, (256, 256), 10))
+    learner = jcl.learner(jcl.losses.classify(model.apply), jcl.chain(*CHAINS[method]()))
+    draw = np.random.default_rng(0)
+    examples = {
+        "inputs": draw.random((EXAMPLES, 784), np.float32),
+        "targets": draw.integers(0, 10, EXAMPLES).astype(np.int32),
+    }
+    indices = draw.permutation(EXAMPLES).reshape(STEPS, BATCH).astype(np.int32)
+    boundary = {key: leaf[: 4 * BATCH].reshape(4, BATCH, *leaf.shape[1:])
+                for key, leaf in examples.items()}  # fmt: skip
+    batch = {key: leaf[:BATCH] for key, leaf in examples.items()}
+    states = [
+        learner.init(jax.random.key(seed), model.init(jax.random.key(seed)), batch)
+        for seed in range(seeds)
+    ]
+    functions = learner._replace(step=_by_index(learner.step))
+    state, data = states[0], (examples, indices)
+    if seeds > 1:
+        functions = jcl.over_seeds(functions, by="vmap")
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        state = state._replace(**{
+            name: getattr(states[0], name) for name in ("step", "task_step", "task_steps")
+        })  # fmt: skip
+        data, boundary = jax.tree.map(lambda leaf: np.stack([leaf] * seeds), (data, boundary))
+    data = jax.device_put(data)
+    step = jax.jit(functions.step, donate_argnums=0)
+    held = [jcl.start_task(state, 10**9)]
+
+    def run():
+        held[0], metrics = step(held[0], data)
+        jax.block_until_ready((held[0], metrics))
+
+    run()
+    held[0] = jax.jit(functions.consolidate, donate_argnums=0)(held[0], boundary)
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--methods", nargs="+", choices=CHAINS, default=list(CHAINS))
+    parser.add_argument("--peer", type=Path, default=PEER, help="the Python that has Avalanche")
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    if not arguments.peer.exists():
+        print(
+            f"Avalanche is the peer: {arguments.peer} is missing; make bench-strategies makes it."
+        )
+        return 1
+    peer = subprocess.Popen(
+        [arguments.peer, HERE / "avalanche_peer.py"], stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+
+    def theirs(method):
+        peer.stdin.write(method + "\n")
+        peer.stdin.flush()
+        return float(peer.stdout.readline())
+
+    print(f"load before {os.getloadavg()[0]:.2f}; medians of {arguments.repeats}, ms a step")
+    print(f"{'method':8} {'Avalanche':>9} {'jcl':>8} {'ratio':>7} {'ten, a seed':>17} {'ratio':>7}")
+    for method in arguments.methods:
+        one, ten = ours(method, 1), ours(method, SEEDS)
+        theirs(method)
+        times = {"theirs": [], "one": [], "ten": []}
+        for _ in range(arguments.repeats):
+            times["theirs"].append(theirs(method))
+            for name, run, seeds in (("one", one, 1), ("ten", ten, SEEDS)):
+                time.sleep(0.2)  # until the threads of the run before have stopped spinning
+                start = time.perf_counter()
+                run()
+                times[name].append(1e3 * (time.perf_counter() - start) / STEPS / seeds)
+        median = {name: statistics.median(each) for name, each in times.items()}
+        print(
+            f"{method:8} {median['theirs']:9.2f} {median['one']:8.3f} "
+            f"{median['theirs'] / median['one']:6.1f}x {median['ten']:17.3f} "
+            f"{median['theirs'] / median['ten']:6.1f}x",
+            flush=True,
+        )
+    peer.stdin.close()
+    peer.wait()
+    print(f"load after {os.getloadavg()[0]:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
