@@ -11,7 +11,7 @@ demo: .venv/demo
 	$(BIN)/jcl report runs/quickstart/naive runs/quickstart/replay_ewc
 
 test: .venv/test
-	$(BIN)/python -m pytest --numprocesses 2
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-fast: .venv/test
 	$(BIN)/python -m pytest -m "not slow"

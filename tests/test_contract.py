@@ -146,10 +146,30 @@ WITHOUT_STRENGTH = {
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 
-rows = pytest.mark.parametrize("name", TABLE)
-rows_with_strength = pytest.mark.parametrize(
-    "name", [name for name in TABLE if name not in WITHOUT_STRENGTH]
-)
+# Rows that differ from another of the same method in an option: the costliest tests leave them out.
+OPTIONS = {
+    "replay at the boundary", "ewc, sampled, in chunks", "only replay and adamw", "si, rectified",
+    "only si", "only mas, in chunks", "l2 toward initial", "only lwf", "only rwalk, in chunks",
+    "only shrink and perturb", "agem at the step", "only agem", "gss, grouped", "freeze all but",
+    "separate heads", "der, top", "replay, priority",
+}  # fmt: skip
+
+
+def rows_but(*left_out):
+    """Every row, all tests of one row in one process, which compiles its functions once."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=pytest.mark.xdist_group(name))
+            for name in TABLE
+            if not any(name in names for names in left_out)
+        ],
+    )
+
+
+rows = rows_but()
+rows_of_methods = rows_but(OPTIONS)
+rows_with_strength = rows_but(WITHOUT_STRENGTH)
 
 
 def make(name, strength=STRENGTH):
@@ -233,7 +253,7 @@ def test_jit_equals_no_jit(name):
     assert_close(*states, 1e-4)
 
 
-@rows
+@rows_of_methods
 def test_scan_equals_loop(name):
     row = compiled(name)
     batches = [toy.batch(number) for number in range(5)]
@@ -245,11 +265,10 @@ def test_scan_equals_loop(name):
     assert_close(scan(begin(row.learner), stacked)[0], looped)
 
 
-@pytest.mark.parametrize(
-    ("name", "by"), [(name, "vmap") for name in TABLE] + [("nested chain", "map")]
-)
-def test_seeds_in_one_program_equal_separate_runs(name, by):
+@rows_of_methods
+def test_seeds_in_one_program_equal_separate_runs(name):
     row = compiled(name)
+    by = "map" if name == "nested chain" else "vmap"
     together = jcl.over_seeds(row.learner, by=by)
     states = [begin(row.learner, seed, key=seed) for seed in range(3)]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -286,7 +305,7 @@ def test_donated_and_never_aliased(name):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
-@rows
+@rows_of_methods
 def test_eight_devices_equal_one(name):
     row = compiled(name)
     expected, losses = train(row, begin(row.learner))
@@ -419,6 +438,18 @@ def test_survives_unknown_extra_arguments(name):
     strategy.consolidate(
         state, params, batches=toy.stacked(), loss_fn=toy.loss_fn, key=None, surprise=1
     )
+
+
+@rows_of_methods
+def test_in_one_chain_with_replay_ewc_and_si(name):
+    replay, ewc = jcl.replay(capacity=24, size=8), jcl.ewc(0.1 * STRENGTH)
+    chain = jcl.chain(replay, ewc, *TABLE[name](STRENGTH), jcl.si(0.1 * STRENGTH))
+    row = Compiled(jcl.learner(toy.loss_fn, chain))
+    state, losses = train(row, begin(row.learner))
+    assert np.isfinite(losses).all()
+    _, metrics = row.step(state, toy.batch(0))
+    assert {"replay", "ewc", "si"} <= set(metrics)
+    assert row.traces == {"step": 1, "consolidate": 1}
 
 
 def test_all_in_one_chain():

@@ -358,7 +358,11 @@ def test_tasks_by_name_with_several_files(tmp_path):
         ("latin.txt", b"caf\xe9 au lait", "latin.txt is not UTF-8.*offset 3 is 0xe9.*iconv"),
         ("table.csv", b"a,b", "table.csv does not end in .txt.gz, .txt, .jsonl"),
         ("broken.txt.gz", b"no gzip", "broken.txt.gz is not a whole gzip file"),
-        ("cut.txt.gz", gzip.compress(b"x" * 999, mtime=0)[:-9], "cut.txt.gz is not a whole gzip file"),
+        (
+            "cut.txt.gz",
+            gzip.compress(b"x" * 999, mtime=0)[:-9],
+            "cut.txt.gz is not a whole gzip file",
+        ),
         ("bad.jsonl", b'{"text": "a"}\n\n{"text": \n', "bad.jsonl, line 3 is not JSON"),
         ("none.jsonl", b'{"text": "a"}\n{"words": "b"}', "none.jsonl, line 2 has no string"),
         ("number.jsonl", b'{"text": 5}', "number.jsonl, line 1 has no string under the key 'text'"),
@@ -410,3 +414,15 @@ def test_data_has_no_jax():
 def test_all_names_the_exports():
     assert all(hasattr(jcl.data, name) for name in jcl.data.__all__)
     assert sorted(jcl.data.__all__) == jcl.data.__all__
+
+
+@pytest.mark.parametrize("files", [[None], {"a": None}, {"a": ["b.txt", 3]}])
+def test_what_is_no_path_is_named(files):
+    with pytest.raises(InputError, match=r"files holds (None|3): give paths"):
+        text_files(files)
+
+
+def test_a_fractional_length_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("words " * 50)
+    with pytest.raises(InputError, match=r"length is 2\.5"):
+        text_files([tmp_path / "a.txt"], length=2.5)

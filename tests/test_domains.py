@@ -14,6 +14,8 @@ from jcl.data import ByteTokenizer, domains
 from jcl.data.domains import expand
 from jcl.errors import InputError
 
+pytestmark = pytest.mark.xdist_group("domains")  # expanding every template takes seconds
+
 
 def drawn(template, rules=None, lists=None, draws=300):
     """All sentences that a template gives in `draws` draws."""

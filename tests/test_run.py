@@ -19,6 +19,7 @@ from jcl import checkpoint
 from jcl.__main__ import load_config, main
 from jcl.run import _build, _Program
 
+pytestmark = pytest.mark.xdist_group("run")  # its fixtures are whole runs
 HERE = Path(__file__).parent
 TINY = HERE / "configs" / "tiny.py"
 # One device, compiled as quickly as in the tests themselves.

@@ -192,6 +192,11 @@ def _named_paths(files) -> dict[str, list[Path]]:
         raise InputError(
             f"files is {files!r}: give a list of paths, or a dict {{task name: path or paths}}"
         )
+    every = files.values() if isinstance(files, Mapping) else files
+    for each in every:
+        for path in each if isinstance(each, Sequence) and not isinstance(each, str) else [each]:
+            if not isinstance(path, str | PathLike):
+                raise InputError(f"files holds {path!r}: give paths, as strings or pathlib.Path")
     if isinstance(files, Mapping):
         named = {
             name: [Path(path) for path in ([paths] if isinstance(paths, str | PathLike) else paths)]
@@ -279,5 +284,5 @@ def _json_lines(path: Path, text: str) -> list[str]:
 
 
 def _check_length(length: int) -> None:
-    if length < 1:
+    if not isinstance(length, int | np.integer) or length < 1:
         raise InputError(f"length is {length}: give a whole number of at least 1")

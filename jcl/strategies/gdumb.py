@@ -76,10 +76,13 @@ def gdumb(
 
     def consolidate(state, params, *, loss_fn, key, **_):
         key_init, key_training = split(key, 2)
-        if init is None:
-            params = jax.tree.map(jnp.copy, state.start)
-        else:
-            params = init(jax.random.key(0) if key_init is None else key_init)
+        fresh = state.start
+        if init is not None:
+            fresh = init(jax.random.key(0) if key_init is None else key_init)
+        # With an empty memory the params stay: read in any case, they can be donated.
+        params = jax.tree.map(
+            lambda new, old: jnp.where(state.memory.seen > 0, new, old), fresh, params
+        )
 
         def train(step, carry):
             params, moments = carry
