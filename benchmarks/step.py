@@ -1,6 +1,7 @@
 """The training step of jcl against Hugging Face's GPT-2 in PyTorch, and what a strategy adds to it.
 
 Command:  python benchmarks/step.py [--sizes byte small] [--repeats 15] [--out step.json]
+              [--methods replay EWC SI MAS LwF A-GEM DER++]
 
 Both libraries run with the allocator settings of `jcl run` (jcl/allocator.py).
 float32, dropout 0, AdamW with the same settings, the same shapes, one process, all steps timed in
@@ -39,12 +40,28 @@ SIZES = {
     "small": (GPT2Config(dropout=0.0), 4, 128),
 }
 RATE, DECAY = 1e-4, 1e-4
+# name: (the chain, given the optimizer and a batch size; how many times a step's matmuls it does)
+METHODS = {
+    "replay": (lambda optimizer, size: [jcl.replay(capacity=1000, size=size), optimizer], 2),
+    "EWC": (lambda optimizer, size: [jcl.ewc(strength=100.0), optimizer], 1),
+    "SI": (lambda optimizer, size: [optimizer, jcl.si(strength=1.0)], 1),
+    "MAS": (lambda optimizer, size: [jcl.mas(strength=1.0), optimizer], 1),
+    "LwF": (lambda optimizer, size: [jcl.lwf(strength=1.0), optimizer], 4 / 3),
+    "A-GEM": (lambda optimizer, size: [jcl.agem(capacity=1000, size=size), optimizer], 2),
+    "DER++": (
+        lambda optimizer, size: [
+            jcl.der(1000, size, 0.5, replay_strength=0.5, top=64), optimizer
+        ],
+        3,
+    ),
+}  # fmt: skip
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["replay", "EWC"])
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -56,13 +73,13 @@ def main():
     results = {"command": " ".join(["python", *sys.argv]), "machine": machine(torch)}
     print(json.dumps(results["machine"]))
     for size in arguments.sizes:
-        results[size] = compare(torch, size, arguments.repeats)
+        results[size] = compare(torch, size, arguments.repeats, arguments.methods)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1))
     return 0
 
 
-def compare(torch, size, repeats):
+def compare(torch, size, repeats, methods):
     """Times every step of a size in turn and prints the table."""
     config, batch_size, length = SIZES[size]
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length + 1))
@@ -71,12 +88,10 @@ def compare(torch, size, repeats):
         "targets": jnp.asarray(tokens[:, 1:], jnp.int32),
     }
     optimizer = optax.adamw(RATE, weight_decay=DECAY)
-    replay = jcl.replay(capacity=1000, size=batch_size)
-    chains = {
-        "jcl naive": jcl.chain(optimizer),
-        "jcl replay": jcl.chain(replay, optimizer),
-        "jcl EWC": jcl.chain(jcl.ewc(strength=100.0), optimizer),
-    }
+    chains, times_the_work = {"jcl naive": jcl.chain(optimizer)}, {}
+    for method in methods:
+        make, times_the_work[f"jcl {method}"] = METHODS[method]
+        chains[f"jcl {method}"] = jcl.chain(*make(optimizer, batch_size))
     steps, memory = {"PyTorch naive": torch_step(torch, config, tokens)}, {}
     for name, chain in chains.items():
         steps[name], memory[name] = jcl_step(config, chain, batch)
@@ -95,15 +110,12 @@ def compare(torch, size, repeats):
     for name, seconds in times.items():
         print(f"  {name:18} {seconds * 1e3:9.1f} ms {fastest[name] * 1e3:9.1f} ms", end="")
         if name in steps:
-            work = 2 * flops if name == "jcl replay" else flops
+            work = times_the_work.get(name, 1) * flops
             print(f"  {work / seconds / 1e9:6.0f} GFLOP/s  {work / seconds / peak:4.0%} of peak")
         else:
             print()
-    pairs = {
-        "jcl / PyTorch": ("jcl naive", "PyTorch naive"),
-        "replay / naive": ("jcl replay", "jcl naive"),
-        "EWC / naive": ("jcl EWC", "jcl naive"),
-    }
+    pairs = {"jcl / PyTorch": ("jcl naive", "PyTorch naive")}
+    pairs |= {f"{method} / naive": (f"jcl {method}", "jcl naive") for method in methods}
     ratios = {
         name: [times[ours] / times[other], fastest[ours] / fastest[other]]
         for name, (ours, other) in pairs.items()
@@ -153,11 +165,11 @@ def partial_steps(config, batch):
     }
 
 
-def torch_step(torch, config, tokens):
-    """Hugging Face's GPT-2 at PyTorch's best plain setting: sdpa attention and fused AdamW."""
+def torch_model(torch, config):
+    """Hugging Face's GPT-2 with sdpa attention."""
     import transformers
 
-    model = transformers.GPT2LMHeadModel(
+    return transformers.GPT2LMHeadModel(
         transformers.GPT2Config(
             vocab_size=config.vocab_size, n_positions=config.positions, n_embd=config.width,
             n_layer=config.layers, n_head=config.heads, resid_pdrop=0.0, embd_pdrop=0.0,
@@ -165,6 +177,11 @@ def torch_step(torch, config, tokens):
             eos_token_id=0,
         )
     ).train()  # fmt: skip
+
+
+def torch_step(torch, config, tokens):
+    """Hugging Face's GPT-2 at PyTorch's best plain setting: sdpa attention and fused AdamW."""
+    model = torch_model(torch, config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
     inputs, targets = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])
 

@@ -1,7 +1,7 @@
 """What a config's `build` returns: everything one run needs, composed of library calls."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -41,6 +41,8 @@ class Experiment:
         device_data: hold the stage's and the tests' examples on the device and take up to
             `log_every` steps in one call, each gathering its batch by index; for examples so small
             that handing over a batch costs as much as the step. The sources need `arrays()`.
+        probes: {name: (params, batch) -> scalar}, such as those of `jcl.probes`; taken with every
+            row of the matrix on each task's first test batch, and written to metrics.jsonl.
     """
 
     name: str
@@ -58,11 +60,12 @@ class Experiment:
     log_every: int = 10
     seeds_by: Literal["vmap", "map"] = "vmap"
     device_data: bool = False
+    probes: Mapping[str, Callable[[Any, data.Batch], Any]] = field(default_factory=dict)
 
     def __post_init__(self):
-        for field in ("batch_size", "boundary_batches", "log_every"):
-            if getattr(self, field) < 1:
-                raise InputError(f"Experiment({field}={getattr(self, field)}): at least 1.")
+        for name in ("batch_size", "boundary_batches", "log_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Experiment({name}={getattr(self, name)}): at least 1.")
         if not isinstance(self.measure, Measure):
             raise InputError(
                 f"Experiment(measure={self.measure!r}): give a jcl.losses.Measure, such as "
@@ -148,6 +151,10 @@ def check(experiment: Experiment) -> Any:
         for name, example in found.items():
             _check_targets(aux, f"the {part} part of {name}", example)
     jax.eval_shape(experiment.measure.function, params, test)
+    for name, probe in experiment.probes.items():
+        shape = jax.eval_shape(probe, params, test)
+        if getattr(shape, "shape", None) != ():
+            raise InputError(f"The probe {name!r} gives {shape}: a probe gives one number.")
     return batch
 
 

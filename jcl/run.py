@@ -147,6 +147,9 @@ def _train(
                 task=task.name,
                 **{experiment.measure.name: values.tolist()},
             )
+        for task, values in zip(experiment.stream.tasks, program.probe(state), strict=True):
+            if values:
+                lines.write(kind="probe", after=after, task=task.name, **values)
         position.matrix.append(row)
         results = zip(experiment.stream.tasks, np.mean(row, axis=0), strict=True)
         progress.say(
@@ -240,6 +243,8 @@ class _Program:
         )
         self._evaluate = jax.jit(self._counted("evaluate", functions.evaluate), out_shardings=place)
         self._tests: list[Any] = []  # of every task, once they are held on the device
+        probe = functools.partial(_probe, dict(first.probes))
+        self._probe = jax.jit(jax.vmap(probe) if len(experiments) > 1 else probe)
         self._finite = jax.jit(_all_finite)
         self.abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
@@ -320,6 +325,20 @@ class _Program:
             row.append(np.atleast_1d(totals[0] / totals[1]).tolist())
         return np.transpose(row).tolist()
 
+    def probe(self, state: LearnerState) -> list[dict[str, list[float]]]:
+        """What the probes say on each task's first test batch, {name: one number a seed}."""
+        found = []
+        for number in range(len(self.experiments[0].stream.tasks)):
+            values = {}
+            if self.experiments[0].probes:
+                first = [
+                    next(iter(evaluation_batches(each, each.stream.tasks[number])))
+                    for each in self.experiments
+                ]
+                values = jax.device_get(self._probe(state.params, self._place(first)))
+            found.append({name: np.atleast_1d(each).tolist() for name, each in values.items()})
+        return found
+
     def check_finite(self, state: LearnerState, position: Position) -> None:
         """Refuses params that are not finite, so that none is ever saved."""
         if not bool(self._finite(state)):
@@ -383,6 +402,10 @@ class _Program:
             return function(*arguments)
 
         return traced
+
+
+def _probe(probes: dict[str, Callable], params: Any, batch: Any) -> dict[str, jax.Array]:
+    return {name: probe(params, batch) for name, probe in probes.items()}
 
 
 def _pad(arrays: Any, length: int) -> Any:

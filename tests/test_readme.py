@@ -35,3 +35,10 @@ def test_a_strategy_of_ones_own():
     assert float(metrics["l2"]) == 0
     _, metrics = learner.step(state, toy.batch(1))
     assert float(metrics["l2"]) > 0
+
+
+def test_the_modular_methods():
+    names = {}
+    exec(SNIPPETS[2], names)
+    assert {"loss", "total", "olora"} <= set(names["metrics"])
+    assert len(SNIPPETS) == 3

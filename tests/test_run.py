@@ -107,7 +107,10 @@ def test_the_folder_and_the_report(finished):
     )
     assert set(config["data"]) == {"vowels", "digits", "signs"}
     lines = [json.loads(line) for line in metric_lines(finished)]
-    assert {line["kind"] for line in lines} == {"step", "evaluation"}
+    assert {line["kind"] for line in lines} == {"step", "evaluation", "probe"}
+    ranks = [line["rank"][0] for line in lines if line["kind"] == "probe"]
+    assert len(ranks) == 4 * 3
+    assert all(1 < rank <= 16 for rank in ranks)
     assert {"loss", "total", "replay", "ewc"} <= set(next(x for x in lines if x["kind"] == "step"))
 
 

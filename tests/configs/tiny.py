@@ -70,4 +70,9 @@ def build(config):
         boundary_batches=3,
         log_every=5,
         device_data=config.device_data,
+        probes={
+            "rank": lambda params, batch: jcl.probes.effective_rank(
+                params["table"][batch["inputs"]]
+            )
+        },
     )
