@@ -146,12 +146,12 @@ WITHOUT_STRENGTH = {
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
 
-# Rows that differ from another of the same method in an option: the costliest tests leave them out.
+# Rows that differ from another of the same method in an option: the costlier tests leave them out.
 OPTIONS = {
     "replay at the boundary", "ewc, sampled, in chunks", "only replay and adamw", "si, rectified",
     "only si", "only mas, in chunks", "l2 toward initial", "only lwf", "only rwalk, in chunks",
     "only shrink and perturb", "agem at the step", "only agem", "gss, grouped", "freeze all but",
-    "separate heads", "der, top", "replay, priority",
+    "separate heads", "der, top", "replay, priority", "only ewc", "online ewc",
 }  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def rows_but(*left_out):
 
 rows = rows_but()
 rows_of_methods = rows_but(OPTIONS)
-rows_with_strength = rows_but(WITHOUT_STRENGTH)
+rows_with_strength = rows_but(WITHOUT_STRENGTH, OPTIONS)
 
 
 def make(name, strength=STRENGTH):
@@ -242,7 +242,7 @@ def test_one_trace_over_three_tasks(name):
     assert row.step._cache_size() == row.consolidate._cache_size() == 1
 
 
-@rows
+@rows_of_methods
 def test_jit_equals_no_jit(name):
     row = compiled(name)
     states = []
@@ -286,7 +286,7 @@ def test_seeds_in_one_program_equal_separate_runs(name):
         assert_close(one, (expected.params, expected.strategy), 1e-4)
 
 
-@rows
+@rows_of_methods
 def test_donated_and_never_aliased(name):
     row = compiled(name)
     given = toy.params()
@@ -378,7 +378,7 @@ def test_plain_optax_is_what_optax_does():
     assert_close(state.params, params)
 
 
-@rows
+@rows_of_methods
 def test_key_none_is_deterministic(name):
     row = Compiled(make(name))
     one, losses = train(row, begin(row.learner, key=None))
