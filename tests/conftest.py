@@ -1,6 +1,11 @@
 """Eight host devices and quick compiling, set before the backend starts; types checked."""
 
+import gc
 import os
+
+# Tracing makes millions of objects that live as long as the tests: looking through all of them
+# again and again would take minutes.
+gc.set_threshold(100_000, 20, 100)
 
 # The tests compile hundreds of tiny programs: without LLVM's optimizations they take half the time.
 os.environ["XLA_FLAGS"] = " ".join(
