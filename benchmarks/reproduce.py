@@ -117,7 +117,8 @@ def write_page():
         "",
         "Final average accuracy in percent: the mean over tasks after the last, with its 95 % "
         "interval over seeds (their number in brackets). Reproduced: within 2 points, or within "
-        "the two intervals. Written by `make reproduce`, which goes on where it was stopped.",
+        "the two intervals. Written by `make reproduce`, which goes on where it was stopped; a "
+        "wall time holds whatever pauses its run had.",
         "",
         f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}; "
         f"{datetime.date.today().isoformat()}.",
