@@ -11,11 +11,10 @@ import argparse
 import os
 import statistics
 import sys
-import time
 
 import jax
 import numpy as np
-from step import SIZES, torch_model
+from step import SIZES, in_turn, torch_model
 
 import jcl
 from jcl.allocator import keep_freed_memory
@@ -69,16 +68,11 @@ def main():
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, (number, length + 1))
         tokens = tokens.astype(np.int32)
         runs = {"PyTorch": theirs(torch, config, tokens), "jcl": ours(config, tokens)}
-        times = {name: [] for name in runs}
         load = os.getloadavg()[0]
-        for repeat in range(arguments.repeats + 1):
-            for name, run in runs.items():
-                time.sleep(0.3)  # until the threads of the run before have stopped spinning
-                start = time.perf_counter()
-                run()
-                if repeat:
-                    times[name].append(1e3 * (time.perf_counter() - start) / number)
-        median = {name: statistics.median(each) for name, each in times.items()}
+        median = {
+            name: 1e3 * statistics.median(seconds) / number
+            for name, seconds in in_turn(runs, arguments.repeats).items()
+        }
         print(
             f"{size}: PyTorch {median['PyTorch']:.1f} ms an example, jcl {median['jcl']:.1f} ms: "
             f"{median['PyTorch'] / median['jcl']:.2f} times faster; load before {load:.2f}",

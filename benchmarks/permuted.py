@@ -15,9 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
+from step import matmul_peak
 
 from jcl.__main__ import load_config
 from jcl.allocator import keep_freed_memory
@@ -40,17 +39,6 @@ def whole_run(module, config, seeds, by):
         )  # fmt: skip
         seconds = time.perf_counter() - start
     return seconds, report["step_seconds_median"] * report["steps"], report["steps"]
-
-
-def matmul_peak():
-    """The best rate of a square float32 matmul, in operations a second."""
-    multiply, side, best = jax.jit(jnp.matmul), 3072, float("inf")
-    ones = jnp.ones((side, side))
-    for _ in range(6):
-        start = time.perf_counter()
-        multiply(ones, ones).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * side**3 / best
 
 
 def main():

@@ -6,7 +6,7 @@ once, three times the steps) the upper one; cumulative goes on with all the doma
 
 Seen over three seeds (bits per byte; forgetting, then the average of the last row): naive 2.86,
 5.10; replay 0.40, 3.45; EWC 1.25, 4.33; replay + EWC 0.26, 3.44; joint -, 3.17. On two cores of an
-AMD EPYC naive took 82 s and replay + EWC 152 s with one seed.
+AMD EPYC naive took 78 s and replay + EWC 156 s with one seed.
 
 Command:  jcl run configs/quickstart.py --method replay_ewc
 """

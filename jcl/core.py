@@ -7,8 +7,6 @@ default, and a static name. `chain` composes strategies and optax transformation
 acts; `scheduled` lets an optimizer's learning rate follow the progress of the task.
 """
 
-import difflib
-import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jcl import paths
 from jcl.errors import InputError
 
 Params = Any
@@ -88,6 +87,12 @@ def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
     return strategy(
         name="optax", init=lambda params, **_: part.init(params), update=_optax_update(part)
     )
+
+
+def check_strength(name: str, strength: Any, field: str = "strength") -> None:
+    """Refuses a negative number; a traced strength, which is data, passes."""
+    if isinstance(strength, int | float) and strength < 0:
+        raise InputError(f"{name}({field}={strength}): the strength must not be negative.")
 
 
 def split(key: jax.Array | None, number: int) -> Sequence[jax.Array | None]:
@@ -259,7 +264,7 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         InputError: at init, if a pattern matches no path; the message lists the nearest paths.
     """
     part = lift(part)
-    patterns = as_patterns(where)
+    patterns = paths.as_patterns(where)
 
     def choose(tree):
         return jax.tree_util.tree_map_with_path(
@@ -374,26 +379,15 @@ def _name(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def as_patterns(where: str | Sequence[str]) -> tuple[str, ...]:
-    """One pattern or several, as a tuple."""
-    return (where,) if isinstance(where, str) else tuple(where)
-
-
 def matches(path: Any, patterns: Sequence[str]) -> bool:
     """Whether the path of a leaf, written "h_0/attn/c_attn/kernel", matches one of the patterns."""
-    return any(fnmatch.fnmatchcase(_name(path), pattern) for pattern in patterns)
+    return paths.matches(_name(path), patterns)
 
 
 def check_patterns(part: str, patterns: Sequence[str], params: Params) -> None:
     """Refuses a pattern that matches no path of the params, and lists the nearest paths."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
-            raise InputError(
-                f"{part}: no parameter has a path that matches {pattern!r}. "
-                f"The nearest are: {', '.join(near)}."
-            )
+    paths.check(f"{part}: no parameter has a path that matches", patterns, names)
 
 
 def _merge(tree: Params, chosen: Params) -> Params:

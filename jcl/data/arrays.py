@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jcl.data.streams import Batch, Concatenated, Source, Stream, held
+from jcl.data.streams import Batch, Concatenated, Source, Stream, gather, held
 from jcl.errors import InputError
 
 
@@ -101,12 +101,7 @@ class Chosen:
 
     def take(self, indices: np.ndarray) -> Batch:
         """Gathers the examples `indices`, batch axis first, in the order asked for."""
-        chosen = self._indices[np.asarray(indices)]
-        take = getattr(self._source, "take", None)
-        if take is not None:
-            return take(chosen)
-        examples = [self._source[int(index)] for index in chosen]
-        return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        return gather(self._source, self._indices[np.asarray(indices)])
 
     def arrays(self) -> Batch:
         """All examples."""

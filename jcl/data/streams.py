@@ -125,7 +125,7 @@ class Concatenated:
         for chosen in np.unique(which):
             position = np.flatnonzero(which == chosen)
             positions.append(position)
-            parts.append(_gather(self._sources[chosen], indices[position] - self._start(chosen)))
+            parts.append(gather(self._sources[chosen], indices[position] - self._start(chosen)))
         order = np.argsort(np.concatenate(positions))
         return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
 
@@ -199,7 +199,7 @@ class _ShuffledBatches:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        return _gather(self._source, self._walk[index])
+        return gather(self._source, self._walk[index])
 
 
 def walk(source: Source, batch_size: int, seed: int) -> Walk:
@@ -271,7 +271,7 @@ def evaluation_batches(source: Source, batch_size: int) -> Iterator[Batch]:
     _check_batch_size(batch_size)
     for first in range(0, len(source), batch_size):
         indices = np.arange(first, first + batch_size)
-        batch = _gather(source, np.minimum(indices, len(source) - 1))
+        batch = gather(source, np.minimum(indices, len(source) - 1))
         if "mask" not in batch and "targets" not in batch:
             raise InputError(
                 f"examples have the keys {sorted(batch)}, neither 'mask' nor 'targets': "
@@ -319,7 +319,8 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
-def _gather(source: Source, indices: np.ndarray) -> Batch:
+def gather(source: Source, indices: np.ndarray) -> Batch:
+    """Returns the examples `indices` of a source, batch axis first, in the order asked for."""
     take = getattr(source, "take", None)
     return take(indices) if take else stack([source[int(index)] for index in indices])
 

@@ -4,8 +4,6 @@ A wrapper never edits a model's file. While the model runs, Flax calls an interc
 module's `__call__`; its path there is its path in the params.
 """
 
-import difflib
-import fnmatch
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from jcl import paths
 from jcl.errors import InputError
 from jcl.models.model import Model
 
@@ -113,15 +112,9 @@ def chosen(call: str, where: str | Sequence[str], names: Sequence[str]) -> list[
     Raises:
         InputError: a pattern matches none; the message lists the nearest.
     """
-    patterns = (where,) if isinstance(where, str) else tuple(where)
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            near = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
-            raise InputError(
-                f"{call}: no path of the model that it can act on matches {pattern!r}. "
-                f"The nearest are: {', '.join(near) or 'none'}."
-            )
-    return [name for name in names if any(fnmatch.fnmatchcase(name, p) for p in patterns)]
+    patterns = paths.as_patterns(where)
+    paths.check(f"{call}: no path of the model that it can act on matches", patterns, names)
+    return [name for name in names if paths.matches(name, patterns)]
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:

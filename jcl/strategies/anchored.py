@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
 
 Toward = Literal["anchor", "initial"]
@@ -75,8 +75,7 @@ def l1(strength: float, *, toward: Toward = "anchor") -> Strategy:
 def _anchored(
     name: str, strength: float, toward: Toward, norm: Callable[[jax.Array], jax.Array]
 ) -> Strategy:
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"{name}(strength={strength}): the strength must not be negative.")
+    check_strength(name, strength)
     if toward not in ("anchor", "initial"):
         raise InputError(f'{name}(toward={toward!r}): toward is "anchor" or "initial".')
 

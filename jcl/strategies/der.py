@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import memory as memories
-from jcl.core import Strategy, split, strategy
+from jcl.core import Strategy, check_strength, split, strategy
 from jcl.errors import InputError
 
 # Below this a logit is one that a label mask hides: nobody matches minus a thousand million.
@@ -48,9 +48,8 @@ def der(
     """
     if size < 1:
         raise InputError(f"der(size={size}): at least one example must be drawn a step.")
-    for name, value in (("strength", strength), ("replay_strength", replay_strength)):
-        if isinstance(value, int | float) and value < 0:
-            raise InputError(f"der({name}={value}): the strength must not be negative.")
+    check_strength("der", strength)
+    check_strength("der", replay_strength, field="replay_strength")
     if top is not None and top < 1:
         raise InputError(f"der(top={top}): at least one logit of each row must be stored.")
     policy = memories.reservoir(capacity)

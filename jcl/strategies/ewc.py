@@ -5,9 +5,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Batch, Params, Strategy, strategy
+from jcl.core import Batch, Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
-from jcl.strategies.quadratic import Quadratic, distance, flat, mean_over_examples
+from jcl.strategies.quadratic import Quadratic, check_chunk, distance, flat, mean_over_examples
 
 
 def ewc(
@@ -49,14 +49,12 @@ def ewc(
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.ewc(strength=100.0), optax.adamw(1e-3))
     """
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"ewc(strength={strength}): the strength must not be negative.")
+    check_strength("ewc", strength)
     if not 0 <= decay <= 1:
         raise InputError(f"ewc(decay={decay}): the decay lies in [0, 1].")
     if targets not in ("true", "sampled"):
         raise InputError(f'ewc(targets={targets!r}): targets are "true" or "sampled".')
-    if chunk < 1:
-        raise InputError(f"ewc(chunk={chunk}): at least one example is differentiated at once.")
+    check_chunk("ewc", chunk)
 
     def init(params, **_):
         return flat(params)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
 from jcl.strategies.lwf import mean_over_counted
 
@@ -55,10 +55,7 @@ def feature_distillation(features: Callable[[Params, Any], jax.Array], strength:
             "feature_distillation(features, strength): features is a function such as "
             f"model.features, not {features!r}."
         )
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(
-            f"feature_distillation(strength={strength}): the strength must not be negative."
-        )
+    check_strength("feature_distillation", strength)
 
     def init(params, **_):
         if any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)):

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Strategy, as_patterns, check_patterns, matches, strategy
+from jcl import paths
+from jcl.core import Strategy, check_patterns, matches, strategy
 from jcl.errors import InputError
 
 
@@ -46,8 +47,8 @@ def freeze(
             raise InputError("freeze: the dict holds every pattern's share; leave out until.")
         shares = dict(where)
     else:
-        shares = dict.fromkeys(as_patterns(where), until)
-    spared = as_patterns(but)
+        shares = dict.fromkeys(paths.as_patterns(where), until)
+    spared = paths.as_patterns(but)
     for pattern, share in shares.items():
         if not 0 <= share <= 1:
             raise InputError(

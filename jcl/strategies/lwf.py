@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Batch, Params, Strategy, strategy
+from jcl.core import Batch, Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
 
 
@@ -50,8 +50,7 @@ def lwf(strength: float, *, temperature: float = 2.0) -> Strategy:
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.lwf(strength=1.0), optax.adamw(1e-3))
     """
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"lwf(strength={strength}): the strength must not be negative.")
+    check_strength("lwf", strength)
     if temperature <= 0:
         raise InputError(f"lwf(temperature={temperature}): the temperature is larger than 0.")
 

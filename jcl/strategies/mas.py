@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Strategy, strategy
-from jcl.errors import InputError
-from jcl.strategies.quadratic import Quadratic, distance, flat, mean_over_examples
+from jcl.core import Strategy, check_strength, strategy
+from jcl.strategies.quadratic import Quadratic, check_chunk, distance, flat, mean_over_examples
 
 
 def mas(strength: float, *, chunk: int = 1) -> Strategy:
@@ -30,10 +29,8 @@ def mas(strength: float, *, chunk: int = 1) -> Strategy:
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.mas(strength=1.0), optax.adamw(1e-3))
     """
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"mas(strength={strength}): the strength must not be negative.")
-    if chunk < 1:
-        raise InputError(f"mas(chunk={chunk}): at least one example is differentiated at once.")
+    check_strength("mas", strength)
+    check_chunk("mas", chunk)
 
     def init(params, **_):
         return flat(params)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
 
 
@@ -49,8 +49,7 @@ def olora(strength: float, tasks: int) -> Strategy:
     ...     jcl.freeze("*", but=["lora/*", "head/*"]),
     ... )
     """
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"olora(strength={strength}): the strength must not be negative.")
+    check_strength("olora", strength)
     if tasks < 1:
         raise InputError(f"olora(tasks={tasks}): at least one task.")
 

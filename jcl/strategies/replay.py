@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import memory as memories
-from jcl.core import Strategy, split, strategy
+from jcl.core import Strategy, check_strength, split, strategy
 from jcl.errors import InputError
 
 
@@ -51,8 +51,7 @@ def replay(
     """
     if size < 1:
         raise InputError(f"replay(size={size}): at least one example must be drawn a step.")
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"replay(strength={strength}): the strength must not be negative.")
+    check_strength("replay", strength)
     if insert not in ("step", "boundary"):
         raise InputError(f'replay(insert={insert!r}): insert is "step" or "boundary".')
     if draw not in ("uniform", "balanced"):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
 from jcl.strategies.ewc import fisher
-from jcl.strategies.quadratic import distance
+from jcl.strategies.quadratic import check_chunk, distance
 
 
 class Walk(NamedTuple):
@@ -72,16 +72,14 @@ def rwalk(
     >>> import jcl, optax
     >>> method = jcl.chain(optax.adamw(1e-3), jcl.rwalk(strength=1.0))
     """
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"rwalk(strength={strength}): the strength must not be negative.")
+    check_strength("rwalk", strength)
     if not 0 < rate <= 1:
         raise InputError(f"rwalk(rate={rate}): the rate lies in (0, 1].")
     if every < 1:
         raise InputError(f"rwalk(every={every}): an interval has at least one step.")
     if damping <= 0:
         raise InputError(f"rwalk(damping={damping}): the damping must be larger than 0.")
-    if chunk < 1:
-        raise InputError(f"rwalk(chunk={chunk}): at least one example is differentiated at once.")
+    check_chunk("rwalk", chunk)
 
     def init(params, **_):
         importance, average, score, path = (jax.tree.map(jnp.zeros_like, params) for _ in range(4))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
 from jcl.strategies.quadratic import distance
 
@@ -51,8 +51,7 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
     >>> import jcl, optax
     >>> method = jcl.chain(optax.adamw(1e-3), jcl.si(strength=0.1))
     """
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"si(strength={strength}): the strength must not be negative.")
+    check_strength("si", strength)
     if damping <= 0:
         raise InputError(
             f"si(damping={damping}): the damping must be larger than 0, or what never moved would "
