@@ -69,6 +69,19 @@ def test_si_adds_up_over_tasks():
     np.testing.assert_allclose(state.strategy[1].importance["w"], expected, rtol=1e-5)
 
 
+def test_si_path_leaves_its_own_penalty_out():
+    """The gradient in the path is the task's, although the step is that of the total loss."""
+    chain = jcl.chain(optax.sgd(RATE), jcl.si(3.0, damping=0.1))
+    learner, state, _ = stepped(chain)
+    state = learner.consolidate(state, BATCHES)
+    start = np.asarray(state.params["w"]) + MOVE
+    importance = np.asarray(state.strategy[1].importance["w"])
+    state, _ = learner.step(state._replace(params={"w": jnp.asarray(start, jnp.float32)}), BATCH)
+    task = CURVATURE * (start - LOWEST)
+    total = task + 2 * 3.0 * importance * MOVE
+    np.testing.assert_allclose(state.strategy[1].path["w"], RATE * task * total, rtol=1e-4)
+
+
 def test_si_rectified_cuts_what_raised_the_loss():
     for rectify in (False, True):
         chain = jcl.chain(optax.sgd(-RATE), jcl.si(1.0, rectify=rectify))  # ascends

@@ -140,6 +140,17 @@ def test_sampled_fisher_is_the_true_fisher_information():
     assert np.abs(empirical / expected - 1).max() > 0.2  # the labels here are not the model's
 
 
+def test_predicted_fisher_takes_the_likeliest_class_for_the_target():
+    params, batches = {"w": jax.random.normal(jax.random.key(2), (3, 2))}, logistic_batches(40)
+    likeliest = jnp.argmax(batches["inputs"] @ params["w"], axis=-1)
+    np.testing.assert_allclose(
+        fisher(logistic_loss, params, batches, targets="predicted")["w"],
+        fisher(logistic_loss, params, {**batches, "targets": likeliest})["w"],
+        rtol=1e-6,
+    )
+    assert bool((likeliest != batches["targets"]).any())
+
+
 def test_replay_adds_the_loss_of_what_it_holds():
     """After one batch, the memory holds exactly it; a draw of one item repeated is its loss."""
     strategy = jcl.replay(capacity=1, size=3, strength=2.0)
@@ -188,7 +199,7 @@ def test_replay_inserts_where_it_is_told():
     [
         (lambda: jcl.ewc(-1.0), "must not be negative"),
         (lambda: jcl.ewc(1.0, decay=1.5), r"lies in \[0, 1\]"),
-        (lambda: jcl.ewc(1.0, targets="guessed"), '"true" or "sampled"'),
+        (lambda: jcl.ewc(1.0, targets="guessed"), "'true', 'sampled', 'predicted'"),
         (lambda: jcl.ewc(1.0, chunk=0), "at least one example"),
         (lambda: jcl.replay(10, 0), "at least one example"),
         (lambda: jcl.replay(10, 1, strength=-1.0), "must not be negative"),

@@ -1,6 +1,6 @@
 """Elastic weight consolidation."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +9,15 @@ from jcl.core import Batch, Params, Strategy, check_strength, strategy
 from jcl.errors import InputError
 from jcl.strategies.quadratic import Quadratic, check_chunk, distance, flat, mean_over_examples
 
+Targets = Literal["true", "sampled", "predicted"]
+
 
 def ewc(
     strength: float,
     *,
     decay: float = 1.0,
     recentre: bool = False,
-    targets: Literal["true", "sampled"] = "true",
+    targets: Targets = "true",
     chunk: int = 1,
 ) -> Strategy:
     """Holds the params near those of past tasks, each by its Fisher information.
@@ -38,7 +40,8 @@ def ewc(
         decay: in [0, 1]; what a boundary leaves of the importance of earlier tasks.
         recentre: online EWC's anchor instead of the exact sum.
         targets: "true" takes the data's own (the empirical Fisher), "sampled" draws them from the
-            model (the Fisher information proper).
+            model (the Fisher information proper), "predicted" takes the likeliest (Hsu et al. 2018,
+            in their code).
         chunk: examples differentiated at once; 1 takes the least memory. It must divide the
             examples of a boundary.
 
@@ -52,8 +55,8 @@ def ewc(
     check_strength("ewc", strength)
     if not 0 <= decay <= 1:
         raise InputError(f"ewc(decay={decay}): the decay lies in [0, 1].")
-    if targets not in ("true", "sampled"):
-        raise InputError(f'ewc(targets={targets!r}): targets are "true" or "sampled".')
+    if targets not in get_args(Targets):
+        raise InputError(f"ewc(targets={targets!r}): targets are one of {get_args(Targets)}.")
     check_chunk("ewc", chunk)
 
     def init(params, **_):
@@ -87,7 +90,7 @@ def fisher(
     batches: Batch,
     key: jax.Array | None = None,
     *,
-    targets: Literal["true", "sampled"] = "true",
+    targets: Targets = "true",
     chunk: int = 1,
 ) -> Params:
     """The diagonal of the Fisher information, shaped like params.
@@ -106,9 +109,11 @@ def fisher(
     """
 
     def squared_gradient(example, key):
-        if targets == "sampled":
-            _, aux = loss_fn(params, example, None)
-            example = {**example, "targets": jax.random.categorical(key, aux["logits"])}
+        if targets != "true":
+            logits = loss_fn(params, example, None)[1]["logits"]
+            sampled = targets == "sampled"
+            chosen = jax.random.categorical(key, logits) if sampled else jnp.argmax(logits, axis=-1)
+            example = {**example, "targets": chosen}
         gradient = jax.grad(lambda params: loss_fn(params, example, None)[0])(params)
         return jax.tree.map(jnp.square, gradient)
 

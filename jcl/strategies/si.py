@@ -35,9 +35,9 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
     path <- 0, anchor <- params; the penalty is equation 4, without a half. The equations cut
     nothing off: a parameter whose steps raised the loss has a negative importance, which is a
     reward for moving. rectify=True is the authors' released code, which cuts the accumulated
-    importance at zero. Differs from the paper in: the gradient is that of the total loss, the
-    penalty included, of the batch that made the step; widely used implementations do so too, and
-    it needs no second backward pass.
+    importance at zero. The gradient is that of the batch that made the step, without this
+    penalty's own, as in the authors' code. Differs from the paper in: terms that other parts of a
+    chain add to the loss, such as replay, stay in it.
 
     Args:
         strength: weight of the penalty (the paper's c); 0 switches it off.
@@ -66,7 +66,11 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
         return {"si": strength * distance(state.importance, params, state.anchor)}
 
     def update(updates, state, params, *, grad, **_):
-        path = jax.tree.map(lambda path, g, step: path - g * step, state.path, grad, updates)
+        def add(path, g, step, importance, parameter, anchor):
+            own = 2 * strength * importance * (parameter - anchor)  # the penalty's gradient
+            return path - (g - own) * step
+
+        path = jax.tree.map(add, state.path, grad, updates, state.importance, params, state.anchor)
         return updates, state._replace(path=path)
 
     def consolidate(state, params, **_):
