@@ -4,7 +4,7 @@ naive, joint and cumulative (each stage trains on all examples so far) are the b
 keeps a model for every task and is told the task in the test as well (task-incremental: its
 numbers stand beside no other's). linear, cosine, nearest_class_mean and slda are four heads over
 one frozen backbone: the hidden layers as they were initialised, random features that no task has
-shaped. gdumb trains afresh on 500 examples at every boundary, 1000 steps.
+shaped. gdumb trains afresh on 500 examples at every boundary.
 
 Command:  jcl run configs/mnist/baselines.py --method gdumb --seeds 10
 """
@@ -25,6 +25,7 @@ class Config:
     ] = "naive"  # fmt: skip
     rate: float = 0.03
     buffer: int = 500  # of gdumb
+    steps: int = 1000  # of gdumb's training at a boundary
     seed: int = 0
 
 
@@ -41,7 +42,9 @@ def build(config: Config) -> jcl.Experiment:
         "nearest_class_mean": lambda: [frozen, jcl.nearest_class_mean(model.features, 10)],
         "slda": lambda: [frozen, jcl.slda(model.features, 10)],
         "gdumb": lambda: [
-            jcl.gdumb(config.buffer, 10, steps=1000, size=16, optimizer=optimizer, init=model.init)
+            jcl.gdumb(
+                config.buffer, 10, steps=config.steps, size=16, optimizer=optimizer, init=model.init
+            )
         ],
     }.get(config.method, lambda: [optimizer])()
     scenario = "task" if config.method == "per_task" else "class"
