@@ -32,12 +32,13 @@ def describe(function):
     missing = [field for field, value in found.items() if not value]
     if missing:
         raise ValueError(f"{name}: its docstring lacks {', '.join(missing)}")
-    uses = [
-        path for path in sorted((ROOT / "configs").rglob("*.py"))
-        if re.search(rf"jcl\.(models\.)?{name}\(", path.read_text())
-    ]  # fmt: skip
-    found["configs"] = ", ".join(f"`{path.relative_to(ROOT)}`" for path in uses) or "-"
-    return found
+    return {**found, "configs": configs(f"jcl.{name}(")}
+
+
+def configs(call):
+    """The configs in which the call stands."""
+    uses = [path for path in sorted((ROOT / "configs").rglob("*.py")) if call in path.read_text()]
+    return ", ".join(f"`{path.relative_to(ROOT)}`" for path in uses) or "-"
 
 
 def page():
@@ -58,10 +59,12 @@ def page():
         keys = ("paper", *FIELDS, "configs")
         cells = [f"`{name}`", found["what"], _code(found["formula"]), *map(found.get, keys)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", "## Wrappers of models", "", "| wrapper | what it does |", "|---|---|"]
+    lines += ["", "## Wrappers of models", ""]
+    lines += ["| wrapper | what it does | configs |", "|---|---|---|"]
     for name in WRAPPERS:
         what = (inspect.getdoc(getattr(jcl.models, name)) or "").split("\n\n")[0]
-        lines.append(f"| `jcl.models.{name}` | {' '.join(what.split())} |")
+        where = configs(f"jcl.models.{name}(")
+        lines.append(f"| `jcl.models.{name}` | {' '.join(what.split())} | {where} |")
     return "\n".join(lines) + "\n"
 
 

@@ -117,10 +117,10 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
     for position, part in enumerate(lifted):
         right = any(re.search(r"\boptax\b", other.name) for other in lifted[position + 1 :])
         if part.side == "step" and right:
+            call = part.name if part.name.endswith(")") else f"{part.name}(...)"
             raise InputError(
-                f"{part.name}() edits the final step and must stand after the optimizer and every "
-                f"other optax transformation: chain(optimizer, {part.name}(...)), "
-                f"not chain({part.name}(...), optimizer)."
+                f"{call} edits the final step and must stand after the optimizer and every other "
+                f"optax transformation: chain(optimizer, {call}), not chain({call}, optimizer)."
             )
 
     def init(params, *, batch, aux):

@@ -122,17 +122,23 @@ def priority(
     capacity: int,
     *,
     keep: str = "highest",
+    replacement: str = "priority",
     draw: str = "uniform",
 ) -> Policy:
-    """The items of the highest (or lowest) loss among all ever offered.
+    """Items of high (or low) loss. While a slot is free an item takes it; then its loss decides.
 
-    The lowest score in the memory goes for a higher one of the batch; of equal scores the older
-    stays. Scores are the losses as the items were offered, by the params of that moment: they are
-    not taken again.
+    replacement="priority": an item above the lowest score of the memory takes its place, so that
+    the memory holds the highest of all ever offered; of equal scores the older stays.
+    replacement="random": an item above the mean score of the memory takes a uniformly random slot.
+    Each exchange raises that mean in expectation, and what came early does not stay for good.
+    With keep="lowest" read below for above and highest for lowest. Scores are the losses as the
+    items were offered, by the params of that moment: they are not taken again.
 
     Args:
         capacity: number of items it holds.
-        keep: the losses that stay, "highest" or "lowest".
+        keep: the losses that are preferred, "highest" or "lowest".
+        replacement: what goes for a new item, "priority" or "random"; random offers the batch's
+            items one after the other, by a scan over their scores.
         draw: "uniform", or "score": with a chance proportional to the loss (the proportional
             variant of prioritized replay, Schaul et al. 2016, section 3.3, with exponent 1 and
             without its importance weights). Both with replacement.
@@ -140,6 +146,10 @@ def priority(
     _check_capacity(capacity)
     if keep not in ("highest", "lowest"):
         raise InputError(f'priority(keep={keep!r}): keep the "highest" or the "lowest".')
+    if replacement not in ("priority", "random"):
+        raise InputError(
+            f'priority(replacement={replacement!r}): replacement is "priority" or "random".'
+        )
     if draw not in ("uniform", "score"):
         raise InputError(f'priority(draw={draw!r}): draw is "uniform" or "score".')
     sign = 1.0 if keep == "highest" else -1.0
@@ -161,13 +171,28 @@ def priority(
         kept = memory.scores.at[slot].set(scores[best], mode="drop")
         return Prioritized(write(memory.items, chosen, slot), memory.seen + number, kept)
 
+    def insert_at_random(memory, batch, key, scores):
+        victims = jax.random.randint(_key(memory, key, 0), (_number(batch),), 0, capacity)
+
+        def offer(carry, item):
+            kept, seen = carry
+            score, victim = item
+            enters = sign * score > sign * kept.mean()
+            slot = jnp.where(seen < capacity, seen, jnp.where(enters, victim, capacity))
+            return (kept.at[slot].set(score, mode="drop"), seen + 1), slot
+
+        carry = (memory.scores, memory.seen)
+        (kept, seen), slot = jax.lax.scan(offer, carry, (scores, victims))
+        return Prioritized(write(memory.items, batch, slot), seen, kept)
+
     def draw_by_score(memory, size, key):
         weights = jnp.where(filled(memory), jnp.maximum(memory.scores, 1e-12), 0.0)
         return _draw_weighted(memory, weights, size, key)
 
     filled = _first(capacity)
+    inserted = insert if replacement == "priority" else insert_at_random
     drawn = _draw_first(capacity) if draw == "uniform" else draw_by_score
-    return Policy(init, insert, drawn, filled, lambda params, batch, aux: aux["losses"])
+    return Policy(init, inserted, drawn, filled, lambda params, batch, aux: aux["losses"])
 
 
 class ByClass(NamedTuple):

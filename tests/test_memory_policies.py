@@ -70,6 +70,40 @@ def test_priority_of_equal_scores_keeps_the_older():
     assert sorted(held(policy, memory)) == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize("keep", ["highest", "lowest"])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_priority_replaces_at_random_what_lies_above_the_mean(batch, keep):
+    scores = np.random.default_rng(1).permutation(TOTAL).astype(np.float32)
+    policy = priority(7, keep=keep, replacement="random")
+    memory, keys = offered(policy, batch, TARGETS, scores)
+    slots = np.concatenate([jax.random.randint(key, (batch,), 0, 7) for key in keys])
+    items, dropped = [], 0
+    for item, slot in enumerate(slots):
+        if len(items) < 7:
+            items.append(item)
+            continue
+        mean = np.mean(scores[items])
+        if scores[item] > mean if keep == "highest" else scores[item] < mean:
+            items[slot] = item
+        else:
+            dropped += 1
+    assert 10 < dropped < TOTAL - 7
+    assert memory.items["x"].tolist() == [item + 1 for item in items]
+    assert memory.scores.tolist() == scores[items].tolist()
+    assert memory.seen == TOTAL
+
+
+def test_priority_replaces_every_slot_alike():
+    """One item better than a full memory takes each slot equally often."""
+    policy = priority(5, replacement="random")
+    first = {"x": jnp.zeros(5, jnp.int32)}
+    full = policy.insert(policy.init(first), first, jax.random.key(0), jnp.arange(5.0))
+    insert = lambda key: policy.insert(full, {"x": jnp.ones(1, jnp.int32)}, key, jnp.full(1, 3.0))
+    taken = jax.jit(jax.vmap(insert))(jax.random.split(jax.random.key(1), 5000)).items["x"]
+    assert (taken.sum(axis=1) == 1).all()
+    np.testing.assert_allclose(taken.mean(axis=0), 0.2, atol=0.03)  # five standard deviations
+
+
 def test_priority_draws_in_proportion():
     policy = priority(8, draw="score")
     scores = np.array([1.0, 0.0, 3.0, 4.0])
@@ -219,6 +253,7 @@ def test_balanced_draws_give_every_class_the_same_chance():
         (lambda: ring(0), "capacity of at least 1"),
         (lambda: priority(0), "capacity of at least 1"),
         (lambda: priority(5, keep="newest"), '"highest" or the "lowest"'),
+        (lambda: priority(5, replacement="oldest"), '"priority" or "random"'),
         (lambda: priority(5, draw="best"), '"uniform" or "score"'),
         (lambda: class_balanced(5, classes=6), "room for an item of each"),
         (lambda: greedy_balanced(5, classes=0), "at least one class"),

@@ -250,5 +250,6 @@ def test_bad_arguments(make, message):
 )  # fmt: skip
 def test_unknown_patterns_list_the_nearest_paths(part):
     learner = jcl.learner(toy.loss_fn, jcl.chain(optax.sgd(0.1), part))
-    with pytest.raises(InputError, match="'boddy/kernel'. The nearest are: body/kernel"):
+    nearest = f"^{part.name}: .*'boddy/kernel'. The nearest are: body/kernel"
+    with pytest.raises(InputError, match=nearest):
         learner.init(None, toy.params(), toy.batch(0))

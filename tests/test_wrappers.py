@@ -192,35 +192,6 @@ def test_olora_turns_the_new_adapters_away_from_the_old():
     assert overlap(1.0) < 0.2 * overlap(0.0)
 
 
-def test_olora_over_seeds_equals_separate_runs():
-    adapted, learner = olora_learner(0.7)
-    states = [learner.init(None, adapted.init(jax.random.key(seed)), BATCH) for seed in range(2)]
-    together = jcl.over_seeds(learner)
-    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    state = state._replace(step=jnp.int32(0), task_step=jnp.int32(0), task_steps=jnp.int32(0))
-    twice = lambda tree: jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), tree)
-    state = together.consolidate(state, twice(STACKED))
-    state, _ = jax.jit(together.step)(state, twice(BATCH))
-    step = jax.jit(learner.step)
-    for seed, alone in enumerate(states):
-        alone, _ = step(learner.consolidate(alone, STACKED), BATCH)
-        one = jax.tree.map(lambda leaf: leaf[seed], state.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, alone.params)
-
-
-def test_olora_can_be_donated_and_predicts_blind_to_targets():
-    adapted, learner = olora_learner(0.7, optimizer=jcl.per_task(optax.adam(1e-2)))
-    step = jax.jit(learner.step, donate_argnums=0)
-    consolidate = jax.jit(learner.consolidate, donate_argnums=0)
-    state = learner.init(jax.random.key(0), adapted.init(jax.random.key(2)), BATCH)
-    for _ in range(2):
-        before = state
-        state = consolidate(step(state, BATCH)[0], STACKED)
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before.params))
-    unlabelled = learner.predict(state, {"inputs": POINTS})["logits"]
-    np.testing.assert_array_equal(learner.predict(state, BATCH)["logits"], unlabelled)
-
-
 def test_olora_refuses_more_tasks_than_slots():
     adapted, learner = olora_learner(1.0, tasks=4)
     with pytest.raises(InputError, match="the params have 3 slots.*slots=4"):

@@ -20,6 +20,31 @@ def loss_fn(params, batch, key):
     return losses.mean(), {"logits": logits, "losses": losses}
 
 
+def adapted_loss_fn(params, batch, key):
+    """`loss_fn` of a body with a low-rank product for each slot of params["lora"]["body"]."""
+    product = jnp.einsum("sir,sro->io", *map(params["lora"]["body"].get, "ab"))
+    body = {**params["body"], "kernel": params["body"]["kernel"] + product}
+    return loss_fn({**params, "body": body}, batch, key)
+
+
+def adapted_params(seed=0):
+    a = jax.random.normal(jax.random.key(seed), (3, INPUTS, 2))
+    return {**params(seed), "lora": {"body": {"a": a, "b": jnp.zeros((3, 2, HIDDEN))}}}
+
+
+def prompted_loss_fn(params, batch, key):
+    """`loss_fn` of inputs moved by the prompts in use, params["prompt"] [slots, length, INPUTS]."""
+    prompt = params["prompt"]
+    used = jnp.arange(len(prompt)) < params.get("prompts_used", len(prompt))
+    moved = batch["inputs"] + jnp.sum(prompt.sum(axis=1), axis=0, where=used[:, None])
+    return loss_fn(params, {**batch, "inputs": moved}, key)
+
+
+def prompted_params(seed=0):
+    prompt = 0.1 * jax.random.normal(jax.random.key(seed), (3, 2, INPUTS))
+    return {**params(seed), "prompt": prompt}
+
+
 def features(params, inputs):
     return jnp.tanh(inputs @ params["body"]["kernel"] + params["body"]["bias"])
 

@@ -16,9 +16,9 @@ def agem(capacity: int, size: int, *, insert: Literal["step", "boundary"] = "bou
 
     With r the gradient of loss_fn on the draw: updates <- g - min(g.r, 0) / (r.r) r.
 
-    Chaudhry et al. 2019 ("Efficient lifelong learning with A-GEM"), section 4, equation 11. Inner
-    products are over the whole tree of params. g is whatever the parts on the left made of the
-    gradient. While the memory is empty, or where r is zero, g stays as it is.
+    Chaudhry et al. 2019 ("Efficient lifelong learning with A-GEM"). Inner products are over the
+    whole tree of params. g is whatever the parts on the left made of the gradient. While the memory
+    is empty, or where r is zero, g stays as it is.
     Differs from the paper in: the memory is one reservoir, not equal shares of a known number of
     tasks.
 

@@ -26,8 +26,8 @@ def gss(
     chance score_j / sum of scores and x takes its place with the chance
     score_j / (score_j + score(x)).
 
-    Aljundi et al. 2019 ("Gradient based sample selection for online continual learning"), section
-    3.3 and algorithm 2. The loss is that of `replay`.
+    Aljundi et al. 2019 ("Gradient based sample selection for online continual learning"), the
+    greedy variant. The loss is that of `replay`.
     Differs from the paper in: the g_i are taken once for each batch, of the memory before it, and
     drawn with replacement; what is met while the memory is empty has score 1; `group`.
 

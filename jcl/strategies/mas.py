@@ -12,7 +12,7 @@ def mas(strength: float, *, chunk: int = 1) -> Strategy:
 
     loss = task loss + strength * sum_i importance_i (params_i - anchor_i)^2.
 
-    Aljundi et al. 2018, section 4; the penalty is theirs, without a half. At a boundary
+    Aljundi et al. 2018; the penalty has no half. At a boundary
     importance <- importance + mean over examples of |d ||logits||^2 / d params|, anchor <- params.
     It reads no targets. The squared norm is the sum over an example's classes; of a language
     model's block, which has logits at every position, the mean of that over positions.

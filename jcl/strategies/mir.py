@@ -23,10 +23,10 @@ def mir(
     candidates drawn from the memory whose loss rises most from params to
     params - learning_rate * grad(task loss).
 
-    Aljundi et al. 2019 ("Online continual learning with maximally interfered retrieval"), section
-    3.1, criterion MI-1, and algorithm 1. The memory and the strength are those of `replay`,
-    filled at every step. The choice is made without dropout and no gradient goes through it. A
-    step costs a further gradient on the batch and two forward passes on the candidates.
+    Aljundi et al. 2019 ("Online continual learning with maximally interfered retrieval"), the
+    variant for replay. The memory and the strength are those of `replay`, filled at every step. The
+    choice is made without dropout and no gradient goes through it. A step costs a further gradient
+    on the batch and two forward passes on the candidates.
     Differs from the paper in: candidates are drawn with replacement; the two means are summed
     rather than taken over the joined batch.
 

@@ -23,11 +23,12 @@ def olora(strength: float, tasks: int) -> Strategy:
 
     loss = task loss + strength * sum over modules and i < t of sum |A_i^T A_t|.
 
-    Wang et al. 2023, section 3.2, over the slots of `jcl.models.lora(..., slots=tasks)`: A_i is
-    [in, rank], and the absolute entries of A_i^T A_t are summed. Only the current task's slot
-    moves; those before stay, those after wait with B = 0, and all add up, so that no task label is
-    needed at prediction. The other params pass as they are: leave them to `freeze`, as the paper
-    does, or train a head along. Differs from the paper in: no L2 term on the new adapters.
+    Wang et al. 2023, over the slots of `jcl.models.lora(..., slots=tasks)`: A_i is [in, rank], and
+    the absolute entries of A_i^T A_t are summed, as in the authors' released code. Only the current
+    task's slot moves; those before stay, those after wait with B = 0, and all add up, so that no
+    task label is needed at prediction. The other params pass as they are: leave them to `freeze`,
+    as the paper does, or train a head along. Differs from that code in: no L2 term on the new
+    adapters.
 
     Args:
         strength: weight of the orthogonality; 0 switches it off and leaves one slot a task.

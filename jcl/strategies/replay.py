@@ -42,10 +42,6 @@ def replay(
     Place: anywhere.
     Scenario: any.
 
-    Stores: a memory of `capacity` examples.
-    Place: anywhere.
-    Scenario: any.
-
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.replay(capacity=1000, size=16), optax.adamw(1e-3))
     """

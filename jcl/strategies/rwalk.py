@@ -46,8 +46,8 @@ def rwalk(
 
     loss = task loss + strength * sum_i importance_i (params_i - anchor_i)^2.
 
-    Chaudhry et al. 2018 ("Riemannian walk for incremental learning"), section 4. At the end of
-    every interval of `every` steps:
+    Chaudhry et al. 2018 ("Riemannian walk for incremental learning"). At the end of every interval
+    of `every` steps:
     fisher <- rate f + (1 - rate) fisher, with f the Fisher information of the current batch (as
     in `jcl.ewc`, per example): EWC++;
     score <- score + path / (fisher / 2 (params - start)^2 + damping), with path the sum of

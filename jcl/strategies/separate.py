@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Params, Strategy, only, strategy
+from jcl import paths
+from jcl.core import Params, Strategy, check_patterns, only, strategy
 from jcl.errors import InputError
 
 
@@ -38,6 +39,9 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
         tasks: how many copies there are; after their last boundary the last one goes on.
         restart: every task begins with the initial params; False lets it go on from those of the
             task before.
+
+    Raises:
+        InputError: at init, if a pattern matches no path; the message lists the nearest paths.
 
     Stores: one copy of the chosen params for every task.
     Place: anywhere; right of parts that change params at a boundary.
@@ -72,5 +76,10 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
             params = jax.tree.map(lambda kept: kept[task], kept)
         return PerTask(task, kept), params
 
-    part = strategy(name="separate", init=init, view=view, consolidate=consolidate)
-    return only(where, part)._replace(name="separate")
+    part = only(where, strategy(name="separate", init=init, view=view, consolidate=consolidate))
+
+    def begin(params, **rest):
+        check_patterns("separate", paths.as_patterns(where), params)
+        return part.init(params, **rest)
+
+    return part._replace(init=begin, name="separate")

@@ -34,12 +34,11 @@ def slda(
     Lambda = ((1 - shrinkage) Sigma + shrinkage I)^-1, Sigma = scatter / examples;
     -1e9 for a class never seen.
 
-    Hayes and Kanan 2020, section 3, for a frozen backbone: `chain(freeze("*"), slda(...))`. Means
-    and scatter are those of all examples at once, in whatever batches they came: two batches'
-    scatters of one class add up with n m / (n + m) d d^T, d the difference of their means. Differs
-    from the paper in: the scatter within classes is exact, where the paper weighs an example by
-    all examples before it; no phase of its own begins it. Every step solves a system of the
-    features' width.
+    Hayes and Kanan 2020, for a frozen backbone: `chain(freeze("*"), slda(...))`. Means and scatter
+    are those of all examples at once, in whatever batches they came: two batches' scatters of one
+    class add up with n m / (n + m) d d^T, d the difference of their means. Differs from the paper
+    in: the scatter within classes is exact, where the paper weighs an example by all examples
+    before it; no phase of its own begins it. Every step solves a system of the features' width.
 
     Args:
         features: (params, inputs, key) -> [batch, width], such as `model.features`.

@@ -1,0 +1,142 @@
+"""The configs of Split MNIST on its first two tasks and few images: who forgets, and who does not.
+
+MNIST itself where JCL_DATA has it, else made-up images of ten classes that are as hard to tell
+apart from few examples.
+"""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import jcl
+from jcl.__main__ import load_config
+from jcl.experiment import stage_steps
+
+pytestmark = pytest.mark.xdist_group("mnist")  # the results are shared
+CONFIGS = Path(__file__).parent.parent / "configs" / "mnist"
+TRAIN, TEST = 600, 250  # images of each class of the two tasks
+
+
+def made_up(each, seed, classes=10):
+    """Images whose pixels are lit with chances of their class's own."""
+    chances = np.where(np.random.default_rng(0).random((classes, 28, 28)) < 0.5, 0.1, 0.25)
+    draw, targets = np.random.default_rng(seed), np.repeat(np.arange(classes, dtype=np.uint8), each)
+    lit = draw.random((len(targets), 28, 28)) < chances[targets]
+    return np.where(lit, 255, 0).astype(np.uint8), targets
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_tasks(tmp_path_factory):
+    """JCL_DATA with few images, and streams that end after two tasks."""
+    whole = Path(os.environ.get("JCL_DATA", "")) / "mnist" / "mnist.npz"
+    parts = (made_up(TRAIN, seed=1), made_up(TEST, seed=2))
+    if whole.is_file():
+        digits = jcl.data.mnist(whole)
+        parts = (digits[:2], digits[2:])
+    held = {}
+    for name, (inputs, targets), each in zip(("train", "test"), parts, (TRAIN, TEST), strict=True):
+        rows = [
+            np.flatnonzero(targets == digit)[: each if digit < 4 else 10] for digit in range(10)
+        ]
+        chosen = np.concatenate(rows)
+        held[f"x_{name}"], held[f"y_{name}"] = inputs[chosen], targets[chosen]
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "mnist").mkdir()
+    np.savez(folder / "mnist" / "mnist.npz", **held)
+    split = jcl.data.split
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JCL_DATA", str(folder))
+        patch.setattr(
+            jcl.data, "split",
+            lambda *arguments, **options: jcl.data.Stream(
+                "two tasks", split(*arguments, **options).tasks[:2]
+            ),
+        )  # fmt: skip
+        yield
+
+
+@functools.cache
+def accuracy(file, strategy=None, **config):
+    """The average accuracy of a config after both tasks, with another strategy where one is given.
+
+    The run's own loop, which the tests of `jcl run` cover, would take longer on eight devices.
+    """
+    module = load_config(CONFIGS / file)
+    experiment = module.build(module.Config(**config))
+    changes = {} if strategy is None else {"strategy": strategy}
+    experiment = dataclasses.replace(experiment, boundary_batches=20, **changes)
+    learner = jcl.learner(
+        experiment.loss_fn, experiment.strategy, measure=experiment.measure.function
+    )
+    train = jax.jit(
+        lambda state, batches: jax.lax.scan(learner.step, state, batches)[0], donate_argnums=0
+    )
+    consolidate, evaluate = jax.jit(learner.consolidate), jax.jit(learner.evaluate)
+    state = None
+    for stage, steps in zip(experiment.stream.stages, stage_steps(experiment), strict=True):
+        batches = jcl.data.training_batches(stage, experiment.batch_size, seed=0)
+        if state is None:
+            params = experiment.model.init(jax.random.key(1))
+            state = learner.init(jax.random.key(0), params, batches[0])
+        state = jcl.start_task(state, steps)
+        state = train(state, jcl.data.stack([batches[number] for number in range(steps)]))
+        state = consolidate(state, jcl.data.stack([batches[steps + n] for n in range(20)]))
+    found = []
+    for task in experiment.stream.tasks:
+        (batch,) = jcl.data.evaluation_batches(task.test, len(task.test))
+        total, count = evaluate(state, batch)
+        found.append(float(total / count))
+    return float(np.mean(found))
+
+
+def naive():
+    return accuracy("split.py", method="sgd")
+
+
+def joint():
+    return accuracy("split.py", method="joint")
+
+
+def test_naive_keeps_the_last_task_alone_and_joint_keeps_both():
+    assert 0.45 < naive() < 0.52
+    assert joint() > 0.95
+
+
+@pytest.mark.parametrize(
+    ("file", "config"),
+    [
+        ("split.py", {"method": "er", "buffer": 200}),
+        ("split.py", {"method": "der", "buffer": 200}),
+        ("baselines.py", {"method": "gdumb", "buffer": 100, "steps": 300}),
+    ],
+)
+def test_a_memory_lies_between_naive_and_joint(file, config):
+    assert naive() + 0.15 < accuracy(file, **config) < joint() - 0.005
+
+
+def test_penalties_on_params_forget_the_classes_as_naive_does():
+    """Class-incremental, as in table 2 of Hsu et al. 2018. MAS at a hundredth of the coefficient
+    there: in so few steps the whole of it holds the head still."""
+    mas = jcl.chain(jcl.mas(0.01, chunk=10), optax.sgd(0.03))
+    for found in (
+        accuracy("split.py", method="oewc"),
+        accuracy("split.py", method="si"),
+        accuracy("split.py", strategy=mas, method="sgd"),
+    ):
+        assert abs(found - naive()) < 0.02
+
+
+def test_the_baselines():
+    method = lambda name: accuracy("baselines.py", method=name)
+    for trained in ("linear", "cosine"):  # a frozen backbone does not keep its head from forgetting
+        assert method(trained) < naive() + 0.02
+        for computed in ("nearest_class_mean", "slda"):  # over the same features
+            assert method(trained) + 0.1 < method(computed) < joint()
+    assert abs(method("cumulative") - joint()) < 0.03
+    assert method("per_task") > 0.95  # of two classes, not of four
