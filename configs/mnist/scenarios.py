@@ -49,13 +49,13 @@ def build(config: Config) -> jcl.Experiment:
     # The published penalties have no half, which ewc has: hence twice the strength there.
     left, right = {
         "l2": lambda: ([jcl.l2(strength)], []),
-        "ewc": lambda: ([jcl.ewc(2 * strength, targets="predicted", chunk=8)], []),
+        "ewc": lambda: ([jcl.ewc(2 * strength, targets="predicted")], []),
         "online_ewc": lambda: (
-            [jcl.ewc(2 * strength, recentre=True, targets="predicted", chunk=8)],
+            [jcl.ewc(2 * strength, recentre=True, targets="predicted")],
             [],
         ),
         "si": lambda: ([], [jcl.si(strength, damping=0.1)]),
-        "mas": lambda: ([jcl.mas(strength, chunk=8)], []),
+        "mas": lambda: ([jcl.mas(strength)], []),
         "lwf": lambda: ([jcl.lwf(strength)], []),
         "rehearsal": lambda: ([jcl.replay(config.memory, size=batch)], []),
         "gem": lambda: ([jcl.gem(config.memory, tasks=5, margin=0.5)], []),
@@ -92,7 +92,7 @@ def build(config: Config) -> jcl.Experiment:
         batch_size=batch,
         epochs=4,
         seed=config.seed,
-        boundary_batches=80 if config.method in ("ewc", "online_ewc", "mas") else 1,
+        boundary_batches=20 if config.method in ("ewc", "online_ewc", "mas") else 1,
         evaluation_batch_size=1000,
         log_every=100,
         device_data=True,

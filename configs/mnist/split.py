@@ -63,7 +63,7 @@ def build(config: Config) -> jcl.Experiment:
     # What stands left of the optimizer, and right of it. The published ER takes the mean over
     # batch and draw, which is the sum of their means at half the rate.
     left, right = {
-        "oewc": lambda: ([jcl.ewc(strength, recentre=True, chunk=8)], []),
+        "oewc": lambda: ([jcl.ewc(strength, recentre=True)], []),
         "si": lambda: ([optax.clip(1.0)], [jcl.si(strength, damping=setting["damping"])]),
         "lwf": lambda: ([jcl.lwf(strength), optax.add_decayed_weights(setting["decay"])], []),
         "er": lambda: ([jcl.replay(buffer, size), optax.scale(0.5)], []),
