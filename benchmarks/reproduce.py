@@ -53,8 +53,7 @@ def cells(table):
                     chance = config.CHANCE[scenario]
                     yield f"{name}, {scenario}", method, scenario_arguments, published, None, chance
             else:
-                published = setting if table == "mnist_360" else setting[0]
-                yield name, method, arguments, published, None, config.CHANCE
+                yield name, method, arguments, setting[0], None, config.CHANCE
 
 
 def place(table, name):
