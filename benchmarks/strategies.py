@@ -7,7 +7,9 @@ An MLP of 784-256-256-10, batch 32, plain SGD, float32; memories of 1,000 exampl
 Both train on examples that lie in memory, 100 steps at a time, after a first task has ended, so
 that every method has something to remember. jcl: one call of the compiled program that `jcl run`
 uses, one seed or ten vmapped; Avalanche: one epoch of its training loop, from the first batch to
-behind the last, in a process of its own. All are timed in turn; medians. Run it on an idle machine.
+behind the last, in a process of its own. All are timed in turn, each right after a call or epoch
+that is not timed, so that neither starts on a core that has slept; medians. Run it on an idle
+machine.
 """
 
 import argparse
@@ -29,7 +31,7 @@ from jcl.run import _by_index
 
 HERE = Path(__file__).parent
 PEER = HERE.parent / ".venv-avalanche" / "bin" / "python"
-BATCH, EXAMPLES, MEMORY, STEPS, SEEDS = 32, 3200, 1000, 100, 10
+BATCH, EXAMPLES, MEMORY, STEPS, SEEDS, CALLS = 32, 3200, 1000, 100, 10, 4
 SGD = optax.sgd(0.01)
 CHAINS = {
     "naive": lambda: [SGD],
@@ -113,10 +115,11 @@ def main():
         for _ in range(arguments.repeats):
             times["theirs"].append(theirs(method))
             for name, run, seeds in (("one", one, 1), ("ten", ten, SEEDS)):
-                time.sleep(0.2)  # until the threads of the run before have stopped spinning
-                start = time.perf_counter()
                 run()
-                times[name].append(1e3 * (time.perf_counter() - start) / STEPS / seeds)
+                start = time.perf_counter()
+                for _ in range(CALLS):
+                    run()
+                times[name].append(1e3 * (time.perf_counter() - start) / CALLS / STEPS / seeds)
         median = {name: statistics.median(each) for name, each in times.items()}
         print(
             f"{method:8} {median['theirs']:9.2f} {median['one']:8.3f} "
