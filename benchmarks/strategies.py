@@ -27,7 +27,7 @@ import optax
 
 import jcl
 from jcl.allocator import keep_freed_memory
-from jcl.run import _by_index
+from jcl.learner import by_index
 
 HERE = Path(__file__).parent
 PEER = HERE.parent / ".venv-avalanche" / "bin" / "python"
@@ -62,7 +62,7 @@ def ours(method, seeds):
         learner.init(jax.random.key(seed), model.init(jax.random.key(seed)), batch)
         for seed in range(seeds)
     ]
-    functions = learner._replace(step=_by_index(learner.step))
+    functions = learner._replace(step=by_index(learner.step))
     state, data = states[0], (examples, indices)
     if seeds > 1:
         functions = jcl.over_seeds(functions, by="vmap")

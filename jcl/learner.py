@@ -1,5 +1,6 @@
 """The learner: one loss and one strategy made into five pure functions over one state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -220,6 +221,40 @@ def over_seeds(learner: Learner, *, by: Literal["vmap", "map"] = "vmap") -> Lear
         predict=over(learner.predict),
         evaluate=over(learner.evaluate),
     )
+
+
+def by_index(step: Callable) -> Callable:
+    """(state, (arrays, indices [number, batch])) -> state, metrics of the last step.
+
+    Where the task has fewer steps left than there are indices, it takes those: the remainder of a
+    stage needs no program of its own.
+    """
+
+    def steps(state, data):
+        arrays, indices = data
+        gather = functools.partial(jnp.take, axis=0, mode="clip")
+
+        def batch(index):
+            return jax.tree.map(lambda leaf: gather(leaf, indices[index]), arrays)
+
+        _, shapes = jax.eval_shape(step, state, jax.eval_shape(batch, 0))
+        metrics = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+        number = jnp.minimum(len(indices), state.task_steps - state.task_step)
+        return jax.lax.fori_loop(
+            0, number, lambda index, carry: step(carry[0], batch(index)), (state, metrics)
+        )
+
+    return steps
+
+
+def over_batches(evaluate: Callable) -> Callable:
+    """(state, batches [number, batch, ...]) -> sum, count over all of them."""
+
+    def over(state, batches):
+        sums, counts = jax.lax.map(lambda batch: evaluate(state, batch), batches)
+        return sums.sum(), counts.sum()
+
+    return over
 
 
 def _is_state(tree: Any) -> bool:

@@ -6,14 +6,15 @@ import sys
 
 import jcl.checkpoint
 import jcl.folder
+import jcl.program
 import jcl.report
 import jcl.run
 from jcl.__main__ import main
 
 POINTS = {
     "task": (jcl.run._StepLog, "add"),  # a step is on its way
-    "consolidate": (jcl.run._Program, "evaluate"),  # consolidate is dispatched, not finished
-    "evaluation": (jcl.run, "evaluation_batches"),  # some tasks of the row are evaluated
+    "consolidate": (jcl.program.Program, "evaluate"),  # consolidate is dispatched, not finished
+    "evaluation": (jcl.program, "evaluation_batches"),  # some tasks of the row are evaluated
     "config": (jcl.folder.json, "dump"),  # config.json is opened, not written
     "fresh": (jcl.folder.shutil, "rmtree"),  # a part of the old run is gone
     "report": (jcl.report, "_picture"),  # report.md is written, the rest is not

@@ -29,8 +29,9 @@ ALLOWED = {
     "progress": set(),
     "report": {"folder", "metrics"},
     "experiment": {"core", "data", "learner", "losses", "models"},
+    "program": {"data", "experiment", "learner", "sharding"},
     "run": {
-        "checkpoint", "data", "experiment", "folder", "learner", "progress", "report", "sharding",
+        "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
     },
     "__main__": {"allocator", "data", "models", "report", "run", "strategies"},
     "__init__": {

@@ -18,7 +18,8 @@ from jax.sharding import SingleDeviceSharding
 
 from jcl import checkpoint
 from jcl.__main__ import load_config, main
-from jcl.run import _build, _Program
+from jcl.program import Program
+from jcl.run import _build
 
 pytestmark = pytest.mark.xdist_group("run")  # its fixtures are whole runs
 HERE = Path(__file__).parent
@@ -53,7 +54,7 @@ def command(*arguments, kilobytes="unlimited"):
 def final_state(folder, **config):
     """The leaves of the last checkpoint."""
     module = load_config(TINY)
-    program = _Program(_build(module.build, module.Config(**config), 1))
+    program = Program(_build(module.build, module.Config(**config), 1))
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(
             leaf.shape, leaf.dtype, sharding=SingleDeviceSharding(jax.devices()[0])
@@ -283,7 +284,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, capsys):
 
 
 def test_what_is_not_a_number_is_never_saved(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("jcl.run._all_finite", lambda state: jnp.array(False))
+    monkeypatch.setattr("jcl.program._all_finite", lambda state: jnp.array(False))
     assert main(["run", str(TINY), "--out", str(tmp_path / "run")]) == 1
     assert "is not a number, at task vowels" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -291,7 +292,7 @@ def test_what_is_not_a_number_is_never_saved(tmp_path, capsys, monkeypatch):
 
 def test_seeds_and_purposes_have_orders_of_their_own():
     module = load_config(TINY)
-    one, two = (_Program(_build(module.build, module.Config(seed=seed), 1)) for seed in (0, 1))
+    one, two = (Program(_build(module.build, module.Config(seed=seed), 1)) for seed in (0, 1))
     orders = [
         np.asarray(batches["inputs"]).reshape(-1, 16)
         for program in (one, two)
@@ -304,7 +305,7 @@ def test_seeds_and_purposes_have_orders_of_their_own():
 
 def test_the_run_donates_its_state():
     module = load_config(TINY)
-    program = _Program(_build(module.build, module.Config(), 1))
+    program = Program(_build(module.build, module.Config(), 1))
     state = program.initial()
     call = next(program.calls(0, 0, 1))
     following, _ = call.function(state, *call.arguments)

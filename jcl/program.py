@@ -1,0 +1,253 @@
+"""The compiled functions of a run, and the batches and states that they work on."""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jcl import data
+from jcl.errors import REMEDY, Diverged, InputError
+from jcl.experiment import Experiment, check, evaluation_batches, stage_name, stage_steps
+from jcl.learner import LearnerState, by_index, learner, over_batches, over_seeds
+from jcl.sharding import Placement
+
+
+class Call(NamedTuple):
+    """One call of a compiled function: (state, *arguments) -> state, metrics of its last step."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    steps: int
+    tokens: int  # of one step
+
+
+class Program:
+    """The compiled functions of a run, and the batches and states they work on."""
+
+    def __init__(self, experiments: list[Experiment]):
+        self.experiments = experiments
+        first = experiments[0]
+        self._batch = _check_all(experiments)
+        self._placement = Placement(first.batch_size)
+        self._learner = learner(first.loss_fn, first.strategy, measure=first.measure.function)
+        functions = self._learner
+        if first.device_data:
+            functions = functions._replace(
+                step=by_index(functions.step), evaluate=over_batches(functions.evaluate)
+            )
+        if len(experiments) > 1:
+            functions = over_seeds(functions, by=first.seeds_by)
+        place = self._placement.state
+        self.traces = collections.Counter()  # of each compiled function
+        self._step = jax.jit(
+            self._counted("step", functions.step), donate_argnums=0, out_shardings=place
+        )
+        self.consolidate = jax.jit(
+            self._counted("consolidate", functions.consolidate),
+            donate_argnums=0,
+            out_shardings=place,
+        )
+        self._evaluate = jax.jit(self._counted("evaluate", functions.evaluate), out_shardings=place)
+        self._tests: list[Any] = []  # of every task, once they are held on the device
+        probe = functools.partial(_probe, dict(first.probes))
+        self._probe = jax.jit(jax.vmap(probe) if len(experiments) > 1 else probe)
+        self._finite = jax.jit(_all_finite)
+        self.abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            jax.eval_shape(self._initial),
+        )
+        # Traced on shapes, so that a strategy refuses what it must before anything is compiled.
+        plain = over_seeds(self._learner) if len(experiments) > 1 else self._learner
+        jax.eval_shape(plain.step, self.abstract, self._abstract_batch())
+        boundary = self._abstract_batch(first.boundary_batches)
+        jax.eval_shape(functions.consolidate, self.abstract, boundary)
+
+    def _abstract_batch(self, *leading: int) -> Any:
+        seeds = (len(self.experiments),) if len(self.experiments) > 1 else ()
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((*seeds, *leading, *leaf.shape), leaf.dtype),
+            self._batch,
+        )
+
+    def initial(self) -> LearnerState:
+        """The state before the first step."""
+        return jax.jit(self._initial, out_shardings=self._placement.state)()
+
+    def calls(self, stage: int, start: int, stop: int) -> Iterator[Call]:
+        """What takes the state from one step of a stage to another."""
+        first, several = self.experiments[0], len(self.experiments) > 1
+        if not first.device_data:
+            sources = [
+                data.prefetch(self._shuffled(experiment, stage, "train"), start, stop)
+                for experiment in self.experiments
+            ]
+            for batches in zip(*sources, strict=True):
+                batch = self._place(batches)
+                yield Call(self._step, (batch,), 1, batch["inputs"].size)
+            return
+        stages = [experiment.stream.stages[stage] for experiment in self.experiments]
+        walks = [
+            data.walk(source, first.batch_size, self._seed(experiment, stage, "train"))
+            for experiment, source in zip(self.experiments, stages, strict=True)
+        ]
+        longest = max(len(source) for each in self.experiments for source in each.stream.stages)
+        held = [_pad(data.held(source), longest) for source in stages]  # one shape for all stages
+        arrays = self._place(held, whole=True)
+        tokens = self._batch["inputs"].size * len(stages)
+        for begin in range(start, stop, first.log_every):
+            number = min(first.log_every, stop - begin)
+            indices = np.zeros((len(walks), first.log_every, first.batch_size), np.int32)
+            for seed, walk in enumerate(walks):
+                indices[seed, :number] = [walk[begin + offset] for offset in range(number)]
+            indices = indices if several else indices[0]
+            yield Call(self._step, ((arrays, indices),), number, tokens)
+
+    def boundary_batches(self, stage: int) -> Any:
+        """[number, batch, ...] of a stage's examples in an order of their own."""
+        number = self.experiments[0].boundary_batches
+        stacked = []
+        for experiment in self.experiments:
+            shuffled = self._shuffled(experiment, stage, "boundary")
+            stacked.append(data.stack([shuffled[index] for index in range(number)]))
+        return self._place(stacked, leading=1)
+
+    def evaluate(self, state: LearnerState) -> list[list[float]]:
+        """One row of the matrix: the measure of every seed on every task, [seed][task]."""
+        row = []
+        if self.experiments[0].device_data:
+            self._tests = self._tests or self._held_tests()
+            totals = jax.device_get([self._evaluate(state, test) for test in self._tests])
+            ratios = [np.atleast_1d(np.divide(*total)) for total in totals]
+            return np.transpose(ratios).tolist()
+        for number in range(len(self.experiments[0].stream.tasks)):
+            sources = [
+                evaluation_batches(experiment, experiment.stream.tasks[number])
+                for experiment in self.experiments
+            ]
+            sums = [
+                self._evaluate(state, self._place(batch)) for batch in zip(*sources, strict=True)
+            ]
+            totals = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
+            row.append(np.atleast_1d(totals[0] / totals[1]).tolist())
+        return np.transpose(row).tolist()
+
+    def probe(self, state: LearnerState) -> list[dict[str, list[float]]]:
+        """What the probes say on each task's first test batch, {name: one number a seed}."""
+        found = []
+        for number in range(len(self.experiments[0].stream.tasks)):
+            values = {}
+            if self.experiments[0].probes:
+                first = [
+                    next(iter(evaluation_batches(each, each.stream.tasks[number])))
+                    for each in self.experiments
+                ]
+                values = jax.device_get(self._probe(state.params, self._place(first)))
+            found.append({name: np.atleast_1d(each).tolist() for name, each in values.items()})
+        return found
+
+    def check_finite(self, state: LearnerState, stage: int, step: int) -> None:
+        """Refuses params that are not finite, so that none is ever saved."""
+        if not bool(self._finite(state)):
+            name = stage_name(self.experiments[0], max(0, stage - (step == 0)))
+            raise Diverged(
+                "The params are not finite, or the strategy's state is not a number, at task "
+                f"{name}, step {step}: {REMEDY}"
+            )
+
+    def _initial(self) -> LearnerState:
+        states = []
+        for experiment in self.experiments:
+            key_params, key_run = jax.random.split(jax.random.key(experiment.seed))
+            params = experiment.model.init(key_params)
+            states.append(self._learner.init(key_run, params, self._batch))
+        if len(states) == 1:
+            return states[0]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        return stacked._replace(
+            step=states[0].step, task_step=states[0].task_step, task_steps=states[0].task_steps
+        )
+
+    def _seed(self, experiment: Experiment, stage: int, purpose: str) -> int:
+        entropy = (experiment.seed, stage, ("train", "boundary").index(purpose))
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+    def _shuffled(self, experiment: Experiment, stage: int, purpose: str) -> Any:
+        seed = self._seed(experiment, stage, purpose)
+        return data.training_batches(experiment.stream.stages[stage], experiment.batch_size, seed)
+
+    def _held_tests(self) -> list[Any]:
+        """Every task's test batches, [number, batch, ...] with one number for all tasks."""
+        tasks = range(len(self.experiments[0].stream.tasks))
+        every = [
+            [list(evaluation_batches(each, each.stream.tasks[task])) for each in self.experiments]
+            for task in tasks
+        ]
+        most = max(len(batches) for seeds in every for batches in seeds)
+        for seeds in every:
+            for batches in seeds:
+                empty = {**batches[-1], "mask": np.zeros_like(batches[-1]["mask"])}
+                batches.extend([empty] * (most - len(batches)))
+        return [
+            self._place([data.stack(batches) for batches in seeds], leading=1) for seeds in every
+        ]
+
+    def _place(self, batches: Any, leading: int = 0, *, whole: bool = False) -> Any:
+        """One batch per seed -> one batch on the device; a whole one is not split over devices."""
+        several = len(self.experiments) > 1
+        batch = data.stack(batches) if several else batches[0]
+        place = self._placement.state if whole else self._placement.batch(leading + several)
+        return jax.device_put(batch, place)
+
+    def _counted(self, name: str, function: Callable) -> Callable:
+        def traced(*arguments):
+            self.traces[name] += 1
+            return function(*arguments)
+
+        return traced
+
+
+def _probe(probes: dict[str, Callable], params: Any, batch: Any) -> dict[str, jax.Array]:
+    return {name: probe(params, batch) for name, probe in probes.items()}
+
+
+def _pad(arrays: Any, length: int) -> Any:
+    """The arrays with zeros behind, which no index reaches."""
+    return {
+        key: np.concatenate([leaf, np.zeros((length - len(leaf), *leaf.shape[1:]), leaf.dtype)])
+        if len(leaf) < length
+        else leaf
+        for key, leaf in arrays.items()
+    }
+
+
+def _all_finite(state: LearnerState) -> jax.Array:
+    """Finite params, and no NaN in the strategy's state, where an infinity may have a meaning."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state.params)]
+    floats = [
+        leaf for leaf in jax.tree.leaves(state.strategy) if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack(finite + [~jnp.any(jnp.isnan(leaf)) for leaf in floats]))
+
+
+def _check_all(experiments: list[Experiment]) -> Any:
+    """The abstract batch of all the seeds' experiments, which must agree in every shape."""
+    shapes = [
+        (
+            check(experiment),
+            stage_steps(experiment),
+            [(task.name, len(task.test)) for task in experiment.stream.tasks],
+        )
+        for experiment in experiments
+    ]
+    for experiment, found in zip(experiments, shapes, strict=True):
+        if found != shapes[0]:
+            raise InputError(
+                f"Seeds {experiments[0].seed} and {experiment.seed} differ in the shape of a batch,"
+                " the steps of a stage or the examples of a test, so they cannot share one "
+                "program: run them one by one, each with its own --seed and --out."
+            )
+    return shapes[0][0]
