@@ -52,10 +52,11 @@ def build(config: Config) -> jcl.Experiment:
     _, setting = TABLE[config.method][config.buffer]
     batch, buffer, rate = 128, config.buffer, setting["rate"]
     strength = setting.get("strength") if config.strength is None else config.strength
-    # What stands left of the optimizer, and right of it. The published ER takes the mean over
-    # batch and draw, which is the sum of their means at half the rate.
+    # What stands left of the optimizer, and right of it. The published penalty has no half, which
+    # ewc has: hence twice the strength. The published ER takes the mean over batch and draw, which
+    # is the sum of their means at half the rate.
     left, right = {
-        "oewc": lambda: ([jcl.ewc(strength, recentre=True)], []),
+        "oewc": lambda: ([jcl.ewc(2 * strength, recentre=True)], []),
         "si": lambda: ([optax.clip(1.0)], [jcl.si(strength, damping=setting["damping"])]),
         "er": lambda: ([jcl.replay(buffer, size=batch), optax.scale(0.5)], []),
         "gem": lambda: ([jcl.gem(buffer, tasks=config.tasks, margin=setting["margin"])], []),

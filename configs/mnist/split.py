@@ -60,10 +60,11 @@ def build(config: Config) -> jcl.Experiment:
     setting = TABLE[config.method][config.buffer][-1]
     batch, buffer, size = 10, config.buffer, setting.get("size")
     strength = setting.get("strength") if config.strength is None else config.strength
-    # What stands left of the optimizer, and right of it. The published ER takes the mean over
-    # batch and draw, which is the sum of their means at half the rate.
+    # What stands left of the optimizer, and right of it. The published penalty has no half, which
+    # ewc has: hence twice the strength. The published ER takes the mean over batch and draw, which
+    # is the sum of their means at half the rate.
     left, right = {
-        "oewc": lambda: ([jcl.ewc(strength, recentre=True)], []),
+        "oewc": lambda: ([jcl.ewc(2 * strength, recentre=True)], []),
         "si": lambda: ([optax.clip(1.0)], [jcl.si(strength, damping=setting["damping"])]),
         "lwf": lambda: ([jcl.lwf(strength), optax.add_decayed_weights(setting["decay"])], []),
         "er": lambda: ([jcl.replay(buffer, size), optax.scale(0.5)], []),
