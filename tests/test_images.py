@@ -111,6 +111,20 @@ def test_mnist_360_meets_every_image_once_in_pairs_of_rising_digits():
     assert len(stream.tasks[0].test) == 45
 
 
+def test_mnist_360_with_replacement_draws_from_the_same_shares():
+    source = images(each=60, size=9)
+    source.train_inputs[:, 4, 4] = np.arange(600) % 251  # the middle pixel, which no turn moves
+    met = []
+    for replacement in (False, True):
+        stream = jcl.data.mnist_360(source, rounds=1, replacement=replacement)
+        batch = stream.stages[0].arrays()
+        np.testing.assert_array_equal(np.bincount(batch["targets"]), [60] * 9)
+        met.append(batch["inputs"][batch["targets"] == 1][:, 4, 4].reshape(2, 30))
+    assert len(np.unique(met[0])) == 60
+    for share, drawn in zip(*met, strict=True):  # the two episodes of digit 1
+        assert set(drawn) < set(share)
+
+
 def numbers_of(stream):
     """Which example (task, index) each of a stream's stages meets, by the inputs it holds."""
     return [stage.arrays()["inputs"].tolist() for stage in stream.stages]

@@ -1,8 +1,8 @@
 """MNIST-360: slowly rotating digits in a stream without task boundaries, met once; plain SGD.
 
 Buzzega et al. 2020 (Dark Experience Replay), section 4 and its table of general continual learning;
-the settings are those of the authors' released code. docs/reproduction.md has what jcl gives beside
-the published averages.
+the settings are those of the authors' released code, which also draws an episode's images with
+replacement. docs/reproduction.md has what jcl gives beside the published averages.
 
 Command:  jcl run configs/mnist/mnist_360.py --method er --buffer 200 --seeds 10
 """
@@ -59,7 +59,7 @@ def build(config: Config) -> jcl.Experiment:
         "der": lambda: [jcl.der(buffer, size, setting["alpha"])],
         "derpp": lambda: [jcl.der(buffer, size, setting["alpha"], replay_strength=setting["beta"])],
     }.get(config.method, list)()
-    stream = jcl.data.mnist_360(jcl.data.mnist(), seed=config.seed)
+    stream = jcl.data.mnist_360(jcl.data.mnist(), seed=config.seed, replacement=True)
     if config.method == "joint":  # the same examples, shuffled
         everything = jcl.data.Chosen(stream.stages[0], range(len(stream.stages[0])))
         stream = jcl.data.Stream(stream.name, stream.tasks, (everything,))

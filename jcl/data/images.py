@@ -160,7 +160,9 @@ def rotation(size: tuple[int, ...], degrees: float) -> np.ndarray:
     return np.where(inside, row * width + column, -1).ravel()
 
 
-def mnist_360(images: Images, *, seed: int = 0, rounds: int = 3) -> Stream:
+def mnist_360(
+    images: Images, *, seed: int = 0, rounds: int = 3, replacement: bool = False
+) -> Stream:
     """A stream of slowly rotating digits without boundaries (Buzzega et al. 2020, section 4).
 
     Two consecutive digits of 0 to 8 are mixed at a time: 0 and 1, 1 and 2, ..., 8 and 0; each of
@@ -173,12 +175,18 @@ def mnist_360(images: Images, *, seed: int = 0, rounds: int = 3) -> Stream:
         images: MNIST.
         seed: of the order of the images.
         rounds: visits of each pair.
+        replacement: draw an episode's images with replacement from its share, as the authors'
+            released code does, so that about a third of them is never met.
     """
     digits = 9
     generator = np.random.default_rng(seed)
     episodes = {}  # (digit, episode) -> inputs
     for digit in range(digits):
         members = generator.permutation(np.flatnonzero(images.train_targets == digit))
+        shares = np.array_split(members, 2 * rounds)
+        if replacement:
+            shares = [generator.choice(share, len(share)) for share in shares]
+        members = np.concatenate(shares)
         start = (digit - 1) * 60.0
         angles = start + 360.0 * np.arange(len(members)) / len(members)
         turned = _turn(images.train_inputs[members], angles)
