@@ -70,6 +70,8 @@ def build(config: Config) -> jcl.Experiment:
         optimizer = [jcl.only("layer_*", optax.adam(1e-3)), head]
     else:
         optimizer = [optax.adam(1e-3)]
+    # The published class-incremental loss is taken over the classes seen so far.
+    seen = [jcl.seen_classes(10)] if config.scenario == "class" else []
     pad = ((0, 0), (2, 2), (2, 2))
     digits = jcl.data.mnist()
     padded = digits._replace(
@@ -87,7 +89,7 @@ def build(config: Config) -> jcl.Experiment:
         name=f"{config.scenario}_{config.method}",
         model=model,
         loss_fn=jcl.losses.classify(model.apply),
-        strategy=jcl.chain(*left, *optimizer, *right),
+        strategy=jcl.chain(*seen, *left, *optimizer, *right),
         stream=jcl.data.joint(stream) if config.method == "offline" else stream,
         measure=jcl.losses.accuracy(model.apply),
         batch_size=batch,
