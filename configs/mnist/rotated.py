@@ -54,8 +54,8 @@ def build(config: Config) -> jcl.Experiment:
     strength = setting.get("strength") if config.strength is None else config.strength
     # What stands left of the optimizer, and right of it. The published online EWC has no half in
     # its penalty and weighs an example's squared gradient by the chance of its label: hence
-    # 2 * 1.5 of its strength. Of the factors 0.25, 1, 1.5, 2.14 and 3.57, tried on P-MNIST with seed
-    # 100, which is none of those reported, 1.5 came nearest to the published figure (58.5, 74.0,
+    # 2 * 1.5 of its strength. Of the factors 0.25, 1, 1.5, 2.14 and 3.57, tried on P-MNIST with
+    # seed 100, none of those reported, 1.5 came nearest to the published figure (58.5, 74.0,
     # 76.4, 77.8 and 80.1 %). The published ER takes the mean over batch and draw, which is the sum
     # of their means at half the rate.
     left, right = {
