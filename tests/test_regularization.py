@@ -1,5 +1,6 @@
 """SI, MAS, RWalk and plain distances against what is computed by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -88,6 +89,26 @@ def test_si_rectified_cuts_what_raised_the_loss():
         learner, state, _ = stepped(chain)
         importance = learner.consolidate(state, BATCHES).strategy[1].importance["w"]
         assert float(importance[0]) == 0 if rectify else float(importance[0]) < 0
+
+
+@pytest.mark.parametrize("method", [jcl.mas, jcl.ewc])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_importance_leaves_padding_rows_out(method, chunk):
+    """Rows of mask 0 neither add to the importance nor to the number of examples."""
+    real = toy.batch(0, size=4)
+    padded = jax.tree.map(lambda leaf: jnp.concatenate([leaf, 50 * leaf[:2], 0 * leaf[:2]]), real)
+    found = []
+    for batch, mask in ((real, jnp.ones(4)), (padded, jnp.repeat(jnp.array([1.0, 0.0]), 4))):
+        batch = {**batch, "targets": batch["targets"] % 2, "mask": mask}
+        model = jcl.models.mlp(jcl.models.MLPConfig(inputs=real["inputs"][0].size, classes=2))
+        learner = jcl.learner(
+            jcl.losses.classify(model.apply), jcl.chain(method(1.0, chunk=chunk), optax.sgd(RATE))
+        )
+        state = learner.init(None, model.init(jax.random.key(0)), batch)
+        state = learner.consolidate(state, jax.tree.map(lambda leaf: leaf[None], batch))
+        found.append(jax.tree.leaves(state.strategy[0].importance))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
 
 
 def test_si_left_of_the_optimizer_is_refused():
