@@ -119,8 +119,9 @@ def write_page():
         "Final average accuracy in percent: the mean over tasks after the last, with its 95 % "
         "interval over seeds (their number in brackets). Reproduced: within 2 points, or within "
         "the two intervals. The published intervals of Hsu et al. are made here from the standard "
-        "deviations over ten runs that they state. Written by `make reproduce`, which goes on "
-        "where it was stopped; wall times are of runs beside others on the same two cores.",
+        "deviations over ten runs that their released code computes. Written by `make reproduce`, "
+        "which goes on where it was stopped; wall times are of runs beside others on the same "
+        "two cores.",
         "",
         f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}; "
         f"{datetime.date.today().isoformat()}.",

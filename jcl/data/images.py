@@ -183,10 +183,9 @@ def mnist_360(
     episodes = {}  # (digit, episode) -> inputs
     for digit in range(digits):
         members = generator.permutation(np.flatnonzero(images.train_targets == digit))
-        shares = np.array_split(members, 2 * rounds)
         if replacement:
-            shares = [generator.choice(share, len(share)) for share in shares]
-        members = np.concatenate(shares)
+            shares = np.array_split(members, 2 * rounds)
+            members = np.concatenate([generator.choice(share, len(share)) for share in shares])
         start = (digit - 1) * 60.0
         angles = start + 360.0 * np.arange(len(members)) / len(members)
         turned = _turn(images.train_inputs[members], angles)

@@ -79,25 +79,23 @@ def mean_over_examples(
     )
     keys = jax.random.split(jax.random.key(0) if key is None else key, (number // chunk, chunk))
 
-    def counted(group):
-        """1 for each example of a group that counts, else 0; None where all do."""
-        if "mask" not in group:
-            return None
-        return jnp.any(group["mask"].reshape((chunk, -1)) > 0, axis=1).astype(jnp.float32)
+    counts = None
+    if "mask" in batches:
+        masks = groups["mask"].reshape((number // chunk, chunk, -1))
+        counts = jnp.any(masks > 0, axis=-1).astype(jnp.float32)
 
-    def add(total, group_and_keys):
-        counts = counted(group_and_keys[0])
+    def counted(example, key, count):
+        new = function(example, key)
+        return new if count is None else jax.tree.map(lambda leaf: count * leaf, new)
+
+    def add(total, group):
         if chunk == 1:
-            new = function(*jax.tree.map(lambda leaf: leaf[0], group_and_keys))
-            new = new if counts is None else jax.tree.map(lambda leaf: counts[0] * leaf, new)
+            new = counted(*jax.tree.map(lambda leaf: leaf[0], group))
         else:
-            new = jax.vmap(function)(*group_and_keys)
-            if counts is not None:
-                new = jax.tree.map(lambda leaf: jax.vmap(jnp.multiply)(counts, leaf), new)
-            new = jax.tree.map(lambda leaf: leaf.sum(axis=0), new)
+            new = jax.tree.map(lambda leaf: leaf.sum(axis=0), jax.vmap(counted)(*group))
         return jax.tree.map(jnp.add, total, new), None
 
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), (groups, keys))
-    if "mask" in batches:
-        number = jnp.maximum(optax.tree.sum(jax.vmap(counted)(groups)), 1.0)
-    return jax.tree.map(lambda leaf: leaf / number, total)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(add, nothing, (groups, keys, counts))
+    divisor = number if counts is None else jnp.maximum(counts.sum(), 1.0)
+    return jax.tree.map(lambda leaf: leaf / divisor, total)

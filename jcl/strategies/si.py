@@ -36,8 +36,8 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
     nothing off: a parameter whose steps raised the loss has a negative importance, which is a
     reward for moving. rectify=True is the authors' released code, which cuts the accumulated
     importance at zero. The gradient is that of the batch that made the step, without this
-    penalty's own, as in the authors' code. Differs from the paper in: terms that other parts of a
-    chain add to the loss, such as replay, stay in it.
+    penalty's own, as in the code of Hsu et al. 2018. Differs from the paper in: terms that other
+    parts of a chain add to the loss, such as replay, stay in it.
 
     Args:
         strength: weight of the penalty (the paper's c); 0 switches it off.
