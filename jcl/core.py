@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl import paths
+from jcl import checks, paths
 from jcl.errors import InputError
 
 Params = Any
@@ -40,8 +40,10 @@ class Strategy(NamedTuple):
         consolidate: (state, params, *, batches, loss_fn, key) -> state, params. Called between
             tasks; batches are [number, batch, ...].
         name: what reports and errors call it.
-        side: "gradient" where `update` expects a gradient, "step" where it expects the step that
-            an optimizer on its left has made of it.
+        side: "gradient" where `update` expects a gradient and must stand left of the optimizer,
+            "step" where it expects the step that an optimizer on its left has made of it, "any"
+            where it leaves the updates alone or either will do.
+        tasks: how many tasks it has room for; None for any number.
 
     `loss_fn` is the task's loss through all views, without any strategy's terms. A key of None
     means deterministic, in every function.
@@ -54,12 +56,14 @@ class Strategy(NamedTuple):
     consolidate: Callable[..., tuple[State, Params]]
     name: str
     side: str
+    tasks: int | None = None
 
 
 def strategy(
     *,
     name: str,
-    side: str = "gradient",
+    side: str = "any",
+    tasks: int | None = None,
     init: Callable[..., State] = lambda params, **_: (),
     view: Callable[..., tuple[Params, Batch]] = lambda state, params, batch: (params, batch),
     loss: Callable[..., dict[str, jax.Array]] = lambda state, params, **_: {},
@@ -70,9 +74,8 @@ def strategy(
     consolidate: Callable[..., tuple[State, Params]] = lambda state, params, **_: (state, params),
 ) -> Strategy:
     """A strategy whose functions are the identity unless given."""
-    if side not in ("gradient", "step"):
-        raise InputError(f'{name}: side is "gradient" or "step", not {side!r}.')
-    return Strategy(init, view, loss, update, consolidate, name, side)
+    checks.one_of(name, "side", side, ("gradient", "step", "any"))
+    return Strategy(init, view, loss, update, consolidate, name, side, tasks)
 
 
 def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
@@ -89,12 +92,6 @@ def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
     )
 
 
-def check_strength(name: str, strength: Any, field: str = "strength") -> None:
-    """Refuses a negative number; a traced strength, which is data, passes."""
-    if isinstance(strength, int | float) and strength < 0:
-        raise InputError(f"{name}({field}={strength}): the strength must not be negative.")
-
-
 def split(key: jax.Array | None, number: int) -> Sequence[jax.Array | None]:
     """`jax.random.split` which hands a key of None (deterministic) on."""
     return [None] * number if key is None else list(jax.random.split(key, number))
@@ -107,17 +104,26 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
     the step.
 
     Raises:
-        InputError: a part that edits the step stands left of an optax transformation.
+        InputError: there is no part; one that edits the step stands left of an optax
+            transformation, or one that edits the gradient right of all of them.
 
     >>> import jcl, optax
     >>> jcl.chain(jcl.replay(capacity=100, size=16), optax.adamw(1e-3)).name
     'chain(replay, optax)'
     """
     lifted = [lift(part) for part in parts]
+    if not lifted:
+        raise InputError("chain(): give at least one part, such as optax.adamw(1e-3).")
+    optimizes = [bool(re.search(r"\boptax\b", part.name)) for part in lifted]
     for position, part in enumerate(lifted):
-        right = any(re.search(r"\boptax\b", other.name) for other in lifted[position + 1 :])
+        left, right = any(optimizes[:position]), any(optimizes[position + 1 :])
+        call = part.name if part.name.endswith(")") else f"{part.name}(...)"
+        if part.side == "gradient" and left and not right:
+            raise InputError(
+                f"{call} edits the gradient and must stand before the optimizer: "
+                f"chain({call}, optimizer), not chain(optimizer, {call})."
+            )
         if part.side == "step" and right:
-            call = part.name if part.name.endswith(")") else f"{part.name}(...)"
             raise InputError(
                 f"{call} edits the final step and must stand after the optimizer and every other "
                 f"optax transformation: chain(optimizer, {call}), not chain({call}, optimizer)."
@@ -153,8 +159,13 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
         return tuple(kept), params
 
     names = ", ".join(part.name for part in lifted)
-    side = "step" if any(part.side == "step" for part in lifted) else "gradient"
-    return Strategy(init, view, loss, update, consolidate, f"chain({names})", side)
+    sides = {part.side for part in lifted}
+    side = "step" if "step" in sides else "any"
+    if "gradient" in sides and not any(optimizes):
+        side = "gradient"  # as a part of a longer chain
+    rooms = [part.tasks for part in lifted if part.tasks is not None]
+    tasks = min(rooms, default=None)
+    return Strategy(init, view, loss, update, consolidate, f"chain({names})", side, tasks)
 
 
 def per_task(part: Strategy | optax.GradientTransformation) -> Strategy:
@@ -190,7 +201,10 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
         batches: how many of the last batches it consolidates on; at most `every`.
     """
     part = lift(part)
-    if not 1 <= batches <= every:
+    if part.name == "optax":
+        raise InputError("periodically(optax): an optax transformation consolidates nothing.")
+    every = checks.whole("periodically", "every", every)
+    if checks.whole("periodically", "batches", batches) > every:
         raise InputError(
             f"periodically({part.name}, every={every}, batches={batches}): batches must lie "
             "between 1 and every, so that the ring is full when it is used."
@@ -247,6 +261,7 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
         lambda state, params, **_: (state, params),
         f"periodically({part.name})",
         part.side,
+        part.tasks,
     )
 
 
@@ -265,6 +280,8 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
     """
     part = lift(part)
     patterns = paths.as_patterns(where)
+    if not patterns:
+        raise InputError(f"only([], {part.name}): no pattern, so the part would act on nothing.")
 
     def choose(tree):
         return jax.tree_util.tree_map_with_path(
@@ -303,7 +320,8 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         )
         return state, _merge(params, chosen)
 
-    return Strategy(init, view, loss, update, consolidate, f"only({part.name})", part.side)
+    name = f"only({part.name})"
+    return Strategy(init, view, loss, update, consolidate, name, part.side, part.tasks)
 
 
 def scheduled(
@@ -345,8 +363,9 @@ def cosine(peak: float, *, warmup: float = 0.0, floor: float = 0.0) -> Schedule:
         warmup: the share of the task spent on the warm-up, in [0, 1).
         floor: the rate at the end.
     """
-    if not 0 <= warmup < 1:
-        raise InputError(f"cosine: warmup is a share of the task in [0, 1), not {warmup}.")
+    checks.number("cosine", "peak", peak)
+    checks.number("cosine", "warmup", warmup, "[0, 1)")
+    checks.number("cosine", "floor", floor)
 
     def schedule(progress):
         rising = peak * progress / max(warmup, 1e-12)
@@ -388,6 +407,15 @@ def check_patterns(part: str, patterns: Sequence[str], params: Params) -> None:
     """Refuses a pattern that matches no path of the params, and lists the nearest paths."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     paths.check(f"{part}: no parameter has a path that matches", patterns, names)
+
+
+def check_complete(name: str, params: Params) -> None:
+    """Refuses params of which `only` has taken some out."""
+    if any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)):
+        raise InputError(
+            f"{name} reads all params and cannot stand in only(...): put it into the chain by "
+            "itself."
+        )
 
 
 def _merge(tree: Params, chosen: Params) -> Params:

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import optax
 
-from jcl import data
-from jcl.core import Strategy
+from jcl import checks, data
+from jcl.core import Strategy, lift
 from jcl.errors import InputError
 from jcl.learner import LossFn
 from jcl.losses import Measure
@@ -64,8 +64,7 @@ class Experiment:
 
     def __post_init__(self):
         for name in ("batch_size", "boundary_batches", "log_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Experiment({name}={getattr(self, name)}): at least 1.")
+            checks.whole("Experiment", name, getattr(self, name))
         if not isinstance(self.measure, Measure):
             raise InputError(
                 f"Experiment(measure={self.measure!r}): give a jcl.losses.Measure, such as "
@@ -131,6 +130,12 @@ def check(experiment: Experiment) -> Any:
         batches = data.training_batches(stage, experiment.batch_size, experiment.seed, name=name)
         training[name] = batches[0]
     stage_steps(experiment)
+    strategy, stages = lift(experiment.strategy), len(experiment.stream.stages)
+    if strategy.tasks is not None and stages > strategy.tasks:
+        raise InputError(
+            f"The strategy {strategy.name} has room for {strategy.tasks} tasks and the "
+            f"stream has {stages} stages: give the part that counts tasks tasks={stages}."
+        )
     for task in experiment.stream.tasks:
         testing[task.name] = next(iter(evaluation_batches(experiment, task)))
     for part, found in (("train", training), ("test", testing)):

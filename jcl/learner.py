@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jcl import checks
 from jcl.core import Batch, Params, State, Strategy, lift, split
 from jcl.errors import InputError
 
@@ -104,6 +105,7 @@ def learner(
         return jax.tree.map(jnp.copy, state)  # nothing aliases the caller's or its own arrays
 
     def step(state, batch):
+        batch = jax.tree.map(jnp.asarray, batch)
         key, key_task, key_terms, key_update = split(state.key, 4)
         loss = task_loss(state.strategy)
 
@@ -176,8 +178,8 @@ def learner(
 
 def start_task(state: LearnerState, steps: int) -> LearnerState:
     """The state at the beginning of a task of that many steps, which schedules follow."""
-    if isinstance(steps, int) and steps < 1:
-        raise InputError(f"start_task(steps={steps}): a task has at least one step.")
+    if not isinstance(steps, jax.Array):
+        steps = checks.whole("start_task", "steps", steps)
     return state._replace(
         task_step=jnp.zeros_like(state.task_step),
         task_steps=jnp.full_like(state.task_steps, steps),
@@ -195,8 +197,7 @@ def over_seeds(learner: Learner, *, by: Literal["vmap", "map"] = "vmap") -> Lear
         by: "vmap" computes the replicas together, "map" one after the other (`jax.lax.map`), which
             was the faster for a small GPT-2 on two CPU cores.
     """
-    if by not in ("vmap", "map"):
-        raise InputError(f'over_seeds(by={by!r}): by is "vmap" or "map".')
+    checks.one_of("over_seeds", "by", by, ("vmap", "map"))
     axes = LearnerState(0, 0, 0, None, None, None)  # pyright: ignore[reportArgumentType]
 
     def over(function):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jcl import checks
 from jcl.errors import InputError
 
 Items = dict[str, Any]
@@ -28,6 +29,7 @@ class Policy(NamedTuple):
         score: (params, batch, aux) -> scores, one row per example, where `insert` wants them.
         boundary: whether it chooses among all examples of a task and so is filled at boundaries
             only.
+        classes: how many it tells apart; None where labels do not matter.
     """
 
     init: Callable[[Items], Any]
@@ -36,6 +38,35 @@ class Policy(NamedTuple):
     filled: Callable[[Any], jax.Array]
     score: Callable[[Any, Items, dict[str, Any]], jax.Array] | None = None
     boundary: bool = False
+    classes: int | None = None
+
+
+def of(call: str, capacity: Any) -> Policy:
+    """The policy given, or a reservoir of that capacity.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if isinstance(capacity, Policy):
+        return capacity
+    if callable(capacity):
+        raise InputError(
+            f"{call}: {getattr(capacity, '__name__', capacity)!r} is a function that makes a "
+            "memory: call it, as in jcl.memory.ring(1000)."
+        )
+    return reservoir(checks.whole(call, "capacity", capacity))
+
+
+def check_head(policy: Policy, aux: dict[str, Any]) -> None:
+    """Refuses a policy that counts fewer classes than aux has logits."""
+    if policy.classes is None:
+        return
+    logits = aux["logits"].shape[-1]
+    if policy.classes < logits:
+        raise InputError(
+            f"The memory tells {policy.classes} classes apart and the model {logits}: give the "
+            f"memory classes={logits}."
+        )
 
 
 class Reservoir(NamedTuple):
@@ -59,16 +90,17 @@ def reservoir(capacity: int) -> Policy:
     Args:
         capacity: number of items it holds.
     """
-    _check_capacity(capacity)
+    capacity = checks.whole("reservoir", "capacity", capacity)
 
     def init(batch):
         return Reservoir(_empty(capacity, batch), jnp.zeros((), jnp.int32))
 
     def insert(memory, batch, key, scores=None):
-        number = _number(batch)
-        order = memory.seen + jnp.arange(number, dtype=jnp.int32)
-        drawn = jax.random.randint(_key(memory, key, 0), (number,), 0, order + 1)
+        place, number = counted(batch)
+        order = memory.seen + place
+        drawn = jax.random.randint(_key(memory, key, 0), order.shape, 0, order + 1)
         slot = jnp.minimum(jnp.where(order < capacity, order, drawn), capacity)
+        slot = jnp.where(place < 0, capacity, slot)
         return Reservoir(write(memory.items, batch, slot), memory.seen + number)
 
     return Policy(init, insert, _draw_first(capacity), _first(capacity))
@@ -90,17 +122,18 @@ def ring(capacity: int) -> Policy:
     Args:
         capacity: number of items it holds.
     """
-    _check_capacity(capacity)
+    capacity = checks.whole("ring", "capacity", capacity)
 
     def init(batch):
         return Ring(_empty(capacity, batch), jnp.zeros((), jnp.int32))
 
     def insert(memory, batch, key, scores=None):
-        number = _number(batch)
-        kept = min(number, capacity)
-        last = jax.tree.map(lambda leaf: leaf[number - kept :], batch)
-        slot = (memory.seen + number - kept + jnp.arange(kept, dtype=jnp.int32)) % capacity
-        items = jax.tree.map(lambda old, new: old.at[slot].set(new), memory.items, last)
+        place, number = counted(batch)
+        stays = (place >= 0) & (place >= number - capacity)
+        slot = jnp.where(stays, (memory.seen + place) % capacity, capacity)
+        items = jax.tree.map(
+            lambda old, new: old.at[slot].set(new, mode="drop"), memory.items, batch
+        )
         return Ring(items, memory.seen + number)
 
     return Policy(init, insert, _draw_first(capacity), _first(capacity))
@@ -143,15 +176,15 @@ def priority(
             variant of prioritized replay, Schaul et al. 2016, section 3.3, with exponent 1 and
             without its importance weights). Both with replacement.
     """
-    _check_capacity(capacity)
-    if keep not in ("highest", "lowest"):
-        raise InputError(f'priority(keep={keep!r}): keep the "highest" or the "lowest".')
-    if replacement not in ("priority", "random"):
+    capacity = checks.whole("priority", "capacity", capacity)
+    checks.one_of("priority", "keep", keep, ("highest", "lowest"))
+    checks.one_of("priority", "replacement", replacement, ("priority", "random"))
+    checks.one_of("priority", "draw", draw, ("uniform", "score"))
+    if keep == "lowest" and draw == "score":
         raise InputError(
-            f'priority(replacement={replacement!r}): replacement is "priority" or "random".'
+            'priority(keep="lowest", draw="score"): the draw would prefer the high losses that '
+            'the memory does not keep; draw="uniform".'
         )
-    if draw not in ("uniform", "score"):
-        raise InputError(f'priority(draw={draw!r}): draw is "uniform" or "score".')
     sign = 1.0 if keep == "highest" else -1.0
 
     def init(batch):
@@ -159,8 +192,9 @@ def priority(
         return Prioritized(_empty(capacity, batch), jnp.zeros((), jnp.int32), scores)
 
     def insert(memory, batch, key, scores):
-        number = _number(batch)
-        pairs = min(number, capacity)
+        place, number = counted(batch)
+        scores = jnp.where(place < 0, -sign * jnp.inf, scores)
+        pairs = min(len(scores), capacity)
         rank = jnp.where(filled(memory), sign * memory.scores, -jnp.inf)
         # The i-th worst of the memory meets the i-th best of the batch: what wins its pair is
         # among the best of both, and no more than a batch is ever written.
@@ -172,17 +206,19 @@ def priority(
         return Prioritized(write(memory.items, chosen, slot), memory.seen + number, kept)
 
     def insert_at_random(memory, batch, key, scores):
-        victims = jax.random.randint(_key(memory, key, 0), (_number(batch),), 0, capacity)
+        place, _ = counted(batch)
+        victims = jax.random.randint(_key(memory, key, 0), place.shape, 0, capacity)
 
         def offer(carry, item):
             kept, seen = carry
-            score, victim = item
+            score, victim, place = item
             enters = sign * score > sign * kept.mean()
             slot = jnp.where(seen < capacity, seen, jnp.where(enters, victim, capacity))
-            return (kept.at[slot].set(score, mode="drop"), seen + 1), slot
+            slot = jnp.where(place < 0, capacity, slot)
+            return (kept.at[slot].set(score, mode="drop"), seen + (place >= 0)), slot
 
         carry = (memory.scores, memory.seen)
-        (kept, seen), slot = jax.lax.scan(offer, carry, (scores, victims))
+        (kept, seen), slot = jax.lax.scan(offer, carry, (scores, victims, place))
         return Prioritized(write(memory.items, batch, slot), seen, kept)
 
     def draw_by_score(memory, size, key):
@@ -285,7 +321,8 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
         classes: labels are 0 .. classes - 1.
         features: (params, inputs) -> [batch, width], such as `model.features`.
     """
-    _check_classes("herding", capacity, classes)
+    capacity, classes = _check_classes("herding", capacity, classes)
+    checks.function("herding", "features", features, "model.features")
 
     def init(batch):
         _check_labels("herding", batch)
@@ -294,8 +331,9 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
         return Herded(_empty(capacity, batch), jnp.zeros((), jnp.int32), filled, place)
 
     def insert(memory, batch, key, scores):
-        number, known = _number(batch), jnp.sum(memory.place >= 0)
-        member = batch["targets"][:, None] == jnp.arange(classes)
+        place, offered = counted(batch)
+        number, known = len(place), jnp.sum(memory.place >= 0)
+        member = (batch["targets"][:, None] == jnp.arange(classes)) & (place >= 0)[:, None]
         new = jnp.any(member, axis=0) & (memory.place < 0)
         place = jnp.where(new, known + jnp.cumsum(new) - 1, memory.place).astype(jnp.int32)
         met = known + new.sum()
@@ -321,7 +359,7 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
             return jnp.where(new[label].reshape(shape), from_batch, kept[old])
 
         items = jax.tree.map(choose, memory.items, batch)
-        return Herded(items, memory.seen + number, filled, place)
+        return Herded(items, memory.seen + offered, filled, place)
 
     def draw(memory, size, key):
         return _draw_weighted(memory, memory.filled.astype(jnp.float32), size, key)
@@ -329,7 +367,7 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
     def score(params, batch, aux):
         return features(params, batch["inputs"])
 
-    return Policy(init, insert, draw, lambda memory: memory.filled, score, boundary=True)
+    return Policy(init, insert, draw, lambda memory: memory.filled, score, True, classes)
 
 
 def herd(
@@ -396,7 +434,7 @@ def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]
     decide: (label, memory, free, chance) -> whether the item is taken, [classes] whose items it may
     overwrite, full.
     """
-    _check_classes(name, capacity, classes)
+    capacity, classes = _check_classes(name, capacity, classes)
 
     def init(batch):
         _check_labels(name, batch)
@@ -404,17 +442,18 @@ def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]
         return ByClass(_empty(capacity, batch), zero, counts, counts, jnp.zeros(classes, bool))
 
     def insert(memory, batch, key, scores=None):
-        number = _number(batch)
-        chances = jax.random.uniform(_key(memory, key, 0), (number, 2))
+        places, number = counted(batch)
+        chances = jax.random.uniform(_key(memory, key, 0), (len(places), 2))
 
         # Only labels and counts travel through the scan; the items are written once, after it.
         def offer(carry, item):
             labels, memory = carry
-            label, (chance, which) = item
-            stored = memory.stored.sum()
-            memory = memory._replace(offered=memory.offered.at[label].add(1))
+            label, (chance, which), place = item
+            stored, counts = memory.stored.sum(), place >= 0
+            memory = memory._replace(offered=memory.offered.at[label].add(counts))
             free = stored < capacity
             taken, classes_of_victims, full = decide(label, memory, free, chance)
+            taken = taken & counts
             victims = jnp.cumsum(classes_of_victims[labels] & (jnp.arange(capacity) < stored))
             victim = jnp.minimum((which * victims[-1]).astype(jnp.int32), victims[-1] - 1)
             slot = jnp.where(free, stored, jnp.argmax(victims > victim))
@@ -427,9 +466,9 @@ def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]
 
         labels = memory.items["targets"].astype(jnp.int32)
         carry = (labels, memory._replace(items={}))
-        items = (batch["targets"].astype(jnp.int32), chances)
-        (_, counted), slot = jax.lax.scan(offer, carry, items)
-        return counted._replace(items=write(memory.items, batch, slot), seen=memory.seen + number)
+        items = (batch["targets"].astype(jnp.int32), chances, places)
+        (_, after), slot = jax.lax.scan(offer, carry, items)
+        return after._replace(items=write(memory.items, batch, slot), seen=memory.seen + number)
 
     def filled(memory):
         return jnp.arange(capacity) < memory.stored.sum()
@@ -440,24 +479,18 @@ def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]
         )
         return jax.tree.map(lambda kept: kept[slot], memory.items)
 
-    return Policy(init, insert, draw, filled)
+    return Policy(init, insert, draw, filled, classes=classes)
 
 
-def _check_capacity(capacity: int) -> None:
-    if capacity < 1:
-        raise InputError(
-            f"A memory of capacity {capacity} holds nothing: give a capacity of at least 1, or "
-            "leave the memory out of the chain."
-        )
-
-
-def _check_classes(name: str, capacity: int, classes: int) -> None:
-    _check_capacity(capacity)
-    if not 1 <= classes <= capacity:
+def _check_classes(name: str, capacity: int, classes: int) -> tuple[int, int]:
+    capacity = checks.whole(name, "capacity", capacity)
+    classes = checks.whole(name, "classes", classes)
+    if classes > capacity:
         raise InputError(
             f"{name}(capacity={capacity}, classes={classes}): there must be at least one class, "
             "and room for an item of each."
         )
+    return capacity, classes
 
 
 def _check_labels(name: str, batch: Items) -> None:
@@ -466,6 +499,18 @@ def _check_labels(name: str, batch: Items) -> None:
             f'{name}: the batch has no labels: it needs "targets" of the shape [batch], one class '
             "per example. For a language model choose a reservoir or a ring."
         )
+
+
+def counted(batch: Items) -> tuple[jax.Array, jax.Array | int]:
+    """Each row's place among those that count, [number], and how many do.
+
+    A row whose `mask` is all 0 does not count: it has the place -1 and enters no memory.
+    """
+    number = _number(batch)
+    if "mask" not in batch:
+        return jnp.arange(number, dtype=jnp.int32), number
+    counts = jnp.any(batch["mask"].reshape(number, -1) > 0, axis=1)
+    return jnp.where(counts, jnp.cumsum(counts, dtype=jnp.int32) - 1, -1), counts.sum()
 
 
 def _number(batch: Items) -> int:

@@ -84,5 +84,5 @@ def test_heads_that_do_not_fit_are_refused(make):
 
 
 def test_bad_shrinkage():
-    with pytest.raises(InputError, match=r"lies in \(0, 1\]"):
+    with pytest.raises(InputError, match=r"a number in \(0, 1\]"):
         jcl.slda(MODEL.features, 5, shrinkage=0.0)

@@ -68,7 +68,7 @@ def test_after_the_optimizer_it_is_welcome():
 def test_what_is_no_strategy_is_refused():
     with pytest.raises(InputError, match="ewc instead of ewc"):
         jcl.chain(jcl.ewc, optax.sgd(0.1))
-    with pytest.raises(InputError, match='"gradient" or "step"'):
+    with pytest.raises(InputError, match='"gradient", "step"'):
         jcl.strategy(name="x", side="left")
 
 
@@ -244,7 +244,7 @@ def test_progress_without_start_task_stays_at_the_beginning():
         before = state.params
         state, _ = learner.step(state, toy.batch(0))
         assert jnp.any(state.params["head"]["kernel"] != before["head"]["kernel"])
-    with pytest.raises(InputError, match="at least one step"):
+    with pytest.raises(InputError, match="a whole number, at least 1"):
         jcl.start_task(state, 0)
 
 

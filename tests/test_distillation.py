@@ -133,9 +133,9 @@ def test_only_counted_rows_count():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jcl.lwf(-1.0), "must not be negative"),
-        (lambda: jcl.lwf(1.0, temperature=0.0), "larger than 0"),
-        (lambda: jcl.feature_distillation(toy.features, -1.0), "must not be negative"),
+        (lambda: jcl.lwf(-1.0), r"a number in \[0, inf"),
+        (lambda: jcl.lwf(1.0, temperature=0.0), r"a number in \(0, inf"),
+        (lambda: jcl.feature_distillation(toy.features, -1.0), r"a number in \[0, inf"),
         (lambda: jcl.feature_distillation(2.0, 1.0), "such as model.features"),
         (
             lambda: jcl.learner(

@@ -97,5 +97,5 @@ def test_without_a_key_it_is_deterministic():
 
 
 def test_capacity_zero_is_refused():
-    with pytest.raises(InputError, match="capacity of at least 1"):
+    with pytest.raises(InputError, match="a whole number, at least 1"):
         reservoir(0)

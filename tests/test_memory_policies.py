@@ -250,13 +250,13 @@ def test_balanced_draws_give_every_class_the_same_chance():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ring(0), "capacity of at least 1"),
-        (lambda: priority(0), "capacity of at least 1"),
-        (lambda: priority(5, keep="newest"), '"highest" or the "lowest"'),
-        (lambda: priority(5, replacement="oldest"), '"priority" or "random"'),
-        (lambda: priority(5, draw="best"), '"uniform" or "score"'),
+        (lambda: ring(0), "a whole number, at least 1"),
+        (lambda: priority(0), "a whole number, at least 1"),
+        (lambda: priority(5, keep="newest"), '"highest", "lowest"'),
+        (lambda: priority(5, replacement="oldest"), '"priority", "random"'),
+        (lambda: priority(5, draw="best"), '"uniform", "score"'),
         (lambda: class_balanced(5, classes=6), "room for an item of each"),
-        (lambda: greedy_balanced(5, classes=0), "at least one class"),
+        (lambda: greedy_balanced(5, classes=0), "a whole number, at least 1"),
         (lambda: herding(2, 3, lambda params, inputs: inputs), "room for an item of each"),
     ],
 )

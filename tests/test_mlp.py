@@ -34,7 +34,7 @@ def test_initial_kernels_are_uniform_within_their_limit(initializer, limit):
 
 
 def test_bad_shapes_are_refused():
-    with pytest.raises(InputError, match="at least one unit"):
+    with pytest.raises(InputError, match="a whole number, at least 1"):
         MLPConfig(hidden=(5, 0))
     with pytest.raises(InputError, match="glorot"):
         MLPConfig(initializer="he")

@@ -228,11 +228,11 @@ def test_these_strategies_work_on_a_part_of_the_params():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jcl.freeze("a", until=1.5), r"no share of the task's progress"),
-        (lambda: jcl.freeze({"a": -0.5}), r"no share of the task's progress"),
+        (lambda: jcl.freeze("a", until=1.5), r"a number in \[0, 1\]"),
+        (lambda: jcl.freeze({"a": -0.5}), r"a number in \[0, 1\]"),
         (lambda: jcl.freeze({"a": 0.5}, until=0.5), "leave out until"),
         (lambda: jcl.chain(jcl.freeze("a"), optax.sgd(0.1)), "must stand after the optimizer"),
-        (lambda: jcl.separate("*", tasks=0), "at least one task"),
+        (lambda: jcl.separate("*", tasks=0), "a whole number, at least 1"),
         (lambda: jcl.packnet(0.0), r"in \(0, 1\]"),
         (lambda: jcl.packnet(0.5, retrain=1.0), r"in \[0, 1\)"),
         (lambda: jcl.chain(jcl.packnet(0.5), optax.sgd(0.1)), "must stand after the optimizer"),

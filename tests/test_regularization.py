@@ -193,17 +193,17 @@ def test_l2_is_ewc_with_every_importance_one():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jcl.si(-1.0), "must not be negative"),
-        (lambda: jcl.si(1.0, damping=0.0), "larger than 0"),
-        (lambda: jcl.mas(-1.0), "must not be negative"),
-        (lambda: jcl.mas(1.0, chunk=0), "at least one example"),
-        (lambda: jcl.l2(-1.0), "must not be negative"),
-        (lambda: jcl.rwalk(-1.0), "must not be negative"),
-        (lambda: jcl.rwalk(1.0, rate=0.0), r"lies in \(0, 1\]"),
-        (lambda: jcl.rwalk(1.0, every=0), "at least one step"),
-        (lambda: jcl.rwalk(1.0, damping=0.0), "larger than 0"),
-        (lambda: jcl.rwalk(1.0, chunk=0), "at least one example"),
-        (lambda: jcl.l1(1.0, toward="last"), '"anchor" or "initial"'),
+        (lambda: jcl.si(-1.0), r"a number in \[0, inf"),
+        (lambda: jcl.si(1.0, damping=0.0), r"a number in \(0, inf"),
+        (lambda: jcl.mas(-1.0), r"a number in \[0, inf"),
+        (lambda: jcl.mas(1.0, chunk=0), "a whole number, at least 1"),
+        (lambda: jcl.l2(-1.0), r"a number in \[0, inf"),
+        (lambda: jcl.rwalk(-1.0), r"a number in \[0, inf"),
+        (lambda: jcl.rwalk(1.0, rate=0.0), r"a number in \(0, 1\]"),
+        (lambda: jcl.rwalk(1.0, every=0), "a whole number, at least 1"),
+        (lambda: jcl.rwalk(1.0, damping=0.0), r"a number in \(0, inf"),
+        (lambda: jcl.rwalk(1.0, chunk=0), "a whole number, at least 1"),
+        (lambda: jcl.l1(1.0, toward="last"), '"anchor", "initial"'),
     ],
 )
 def test_bad_arguments(make, message):

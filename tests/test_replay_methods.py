@@ -47,7 +47,7 @@ def test_der_is_zero_while_the_memory_is_empty():
 def test_der_top_matches_the_largest_only():
     strategy = jcl.der(1, 2, strength=1.0, top=2)
     state = met(strategy, ONE, toy.params(0))
-    assert state.items["logits"]["values"].shape == (1, 2)
+    assert state.items["stored_logits"]["values"].shape == (1, 2)
     old, new = (toy.loss_fn(toy.params(s), ONE, None)[1]["logits"][0] for s in (0, 1))
     largest = np.argsort(-old)[:2]
     np.testing.assert_allclose(
@@ -152,14 +152,14 @@ def test_agem_inserts_where_it_is_told():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jcl.der(10, 0, 1.0), "at least one example"),
-        (lambda: jcl.der(0, 1, 1.0), "capacity of at least 1"),
+        (lambda: jcl.der(10, 0, 1.0), "a whole number, at least 1"),
+        (lambda: jcl.der(0, 1, 1.0), "a whole number, at least 1"),
         (lambda: jcl.der(10, 1, -1.0), r"der\(strength=-1.0\)"),
         (lambda: jcl.der(10, 1, 1.0, replay_strength=-1.0), r"der\(replay_strength=-1.0\)"),
-        (lambda: jcl.der(10, 1, 1.0, top=0), "at least one logit"),
+        (lambda: jcl.der(10, 1, 1.0, top=0), "a whole number, at least 1"),
         (lambda: met(jcl.der(10, 1, 1.0, top=4), ONE, toy.params()), "has 3 logits a row"),
-        (lambda: jcl.agem(10, 0), "at least one example"),
-        (lambda: jcl.agem(10, 1, insert="never"), '"step" or "boundary"'),
+        (lambda: jcl.agem(10, 0), "a whole number, at least 1"),
+        (lambda: jcl.agem(10, 1, insert="never"), '"step", "boundary"'),
     ],
 )
 def test_bad_arguments(make, message):

@@ -361,8 +361,8 @@ def edited(tmp_path, old, new):
     ("old", "new", "message"),
     [
         ("documents[4:], documents[:4]", "[], documents[:4]", "train"),
-        ("capacity=20", "capacity=0", "capacity of at least 1"),
-        ("strength=10.0", "strength=-1.0", "must not be negative"),
+        ("capacity=20", "capacity=0", "a whole number, at least 1"),
+        ("strength=10.0", "strength=-1.0", r"a number in \[0, inf"),
         ("strength=10.0", "strength=10.0, chunk=7", "does not divide the 24 examples"),
         ("tokenizer, 16)", "tokenizer, 16 + number)", "a run has one shape"),
         ("Model(init, apply, None)", "Model(init, apply, jcl.models.GPT2Config(50, 9, 4, 1, 1))",

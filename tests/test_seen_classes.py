@@ -31,5 +31,5 @@ def test_only_classes_that_were_targets_are_predicted():
 
 
 def test_a_head_of_one_class_is_refused():
-    with pytest.raises(InputError, match="at least two"):
+    with pytest.raises(InputError, match="a whole number, at least 2"):
         jcl.seen_classes(classes=1)

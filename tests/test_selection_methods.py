@@ -29,7 +29,7 @@ PARAMS = {"w": jnp.array([0.3, 0.2])}
 def test_mir_replays_what_the_virtual_step_makes_worst():
     """Toward 2 on the first axis: of the three, (1, 1) with target 0.5 rises, (1, 0) falls."""
     strategy = jcl.mir(3, size=4, candidates=64, learning_rate=0.5, strength=2.0)
-    state = strategy.init(PARAMS, batch=STORED)
+    state = strategy.init(PARAMS, batch=STORED, aux={"logits": STORED["targets"]})
     _, state = strategy.update({}, state, PARAMS, batch=STORED, key=None)
     current = squares([[1.0, 0.0]], [2.0])
     gradient = jax.grad(lambda params: squared_loss(params, current, None)[0])(PARAMS)
@@ -55,7 +55,7 @@ def test_mir_of_all_candidates_is_replay():
     given = {"batch": STORED, "loss_fn": squared_loss, "key": jax.random.key(0)}
     values = []
     for strategy in strategies:
-        state = strategy.init(PARAMS, batch=STORED)
+        state = strategy.init(PARAMS, batch=STORED, aux={"logits": STORED["targets"]})
         assert set(jax.tree.map(float, strategy.loss(state, PARAMS, **given)).values()) == {0.0}
         _, state = strategy.update({}, state, PARAMS, batch=STORED, key=None)
         values += strategy.loss(state, PARAMS, **given).values()
@@ -128,10 +128,10 @@ def test_cosine_similarity_of_nothing_is_zero():
 
 
 def test_gdumb_trains_afresh_on_its_memory_alone():
-    """One example kept: every draw is it, so training is plain descent from the first params."""
-    strategy = jcl.gdumb(1, classes=1, steps=7, size=3, optimizer=optax.sgd(0.1, momentum=0.9))
+    """One example counts and is kept: every draw is it, so training is plain descent."""
+    strategy = jcl.gdumb(3, classes=3, steps=7, size=3, optimizer=optax.sgd(0.1, momentum=0.9))
     learner = jcl.learner(toy.loss_fn, strategy)
-    batch = {**toy.batch(0), "targets": jnp.zeros_like(toy.batch(0)["targets"])}
+    batch = {**toy.batch(0), "mask": (jnp.arange(toy.BATCH) == 0).astype(jnp.float32)}
     state = learner.init(None, toy.params(), batch)
     before = jax.tree.map(np.asarray, state.params)
     state, _ = learner.step(state, batch)
@@ -179,13 +179,13 @@ def test_gdumb_stands_right_of_the_optimizer():
     ("make", "message"),
     [
         (lambda: jcl.mir(10, 4, 3, learning_rate=0.1), "at least as many"),
-        (lambda: jcl.mir(10, 4, 4, learning_rate=0.0), "must be positive"),
-        (lambda: jcl.mir(10, 0, 4, learning_rate=0.1), "at least one example"),
-        (lambda: jcl.mir(10, 1, 4, learning_rate=0.1, strength=-1.0), "must not be negative"),
+        (lambda: jcl.mir(10, 4, 4, learning_rate=0.0), r"a number in \(0, inf"),
+        (lambda: jcl.mir(10, 0, 4, learning_rate=0.1), "a whole number, at least 1"),
+        (lambda: jcl.mir(10, 1, 4, learning_rate=0.1, strength=-1.0), r"a number in \[0, inf"),
         (lambda: jcl.gss(10, 4, references=0), r"gss\(references=0\)"),
         (lambda: jcl.gss(10, 4, reference_size=0), r"gss\(reference_size=0\)"),
         (lambda: jcl.gss(10, 4, group=0), r"gss\(group=0\)"),
-        (lambda: jcl.gss(0, 4), "capacity of at least 1"),
+        (lambda: jcl.gss(0, 4), "a whole number, at least 1"),
         (lambda: jcl.gss(10, 4, group=3).init({}, batch=toy.batch(0)), "divide the batch of 16"),
         (lambda: jcl.gdumb(10, 2, steps=0, size=1, optimizer=optax.sgd(0.1)), r"gdumb\(steps=0\)"),
         (lambda: jcl.gdumb(10, 2, steps=1, size=1, optimizer=optax.sgd), "optax transformation"),
@@ -193,7 +193,7 @@ def test_gdumb_stands_right_of_the_optimizer():
             lambda: jcl.replay(jcl.memory.herding(9, 3, lambda params, inputs: inputs), 4),
             'give insert="boundary"',
         ),
-        (lambda: jcl.replay(10, 4, draw="newest"), '"uniform" or "balanced"'),
+        (lambda: jcl.replay(10, 4, draw="newest"), '"uniform", "balanced"'),
     ],
 )
 def test_bad_arguments(make, message):

@@ -197,13 +197,13 @@ def test_replay_inserts_where_it_is_told():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: jcl.ewc(-1.0), "must not be negative"),
-        (lambda: jcl.ewc(1.0, decay=1.5), r"lies in \[0, 1\]"),
-        (lambda: jcl.ewc(1.0, targets="guessed"), "'true', 'sampled', 'predicted'"),
-        (lambda: jcl.ewc(1.0, chunk=0), "at least one example"),
-        (lambda: jcl.replay(10, 0), "at least one example"),
-        (lambda: jcl.replay(10, 1, strength=-1.0), "must not be negative"),
-        (lambda: jcl.replay(10, 1, insert="never"), '"step" or "boundary"'),
+        (lambda: jcl.ewc(-1.0), r"a number in \[0, inf"),
+        (lambda: jcl.ewc(1.0, decay=1.5), r"a number in \[0, 1\]"),
+        (lambda: jcl.ewc(1.0, targets="guessed"), '"true", "sampled", "predicted"'),
+        (lambda: jcl.ewc(1.0, chunk=0), "a whole number, at least 1"),
+        (lambda: jcl.replay(10, 0), "a whole number, at least 1"),
+        (lambda: jcl.replay(10, 1, strength=-1.0), r"a number in \[0, inf"),
+        (lambda: jcl.replay(10, 1, insert="never"), '"step", "boundary"'),
     ],
 )
 def test_bad_arguments(make, message):

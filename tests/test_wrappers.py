@@ -122,17 +122,17 @@ def test_lora_dropout_acts_with_a_key_only():
         (lambda: lora(MLP, 2, 4.0), r"'\*attn\*'. The nearest are: .*layer_0"),
         (lambda: lora(MLP, 0, 4.0, "head"), "at least 1"),
         (lambda: lora(MLP, 1, 4.0, "head", slots=0), "at least 1"),
-        (lambda: lora(MLP, 1, 4.0, "head", dropout=1.0), r"rate in \[0, 1\)"),
+        (lambda: lora(MLP, 1, 4.0, "head", dropout=1.0), r"number in \[0, 1\)"),
         (lambda: adapters(GPT2, 0), "at least 1"),
         (lambda: adapters(GPT2, 2, "*/atn"), "The nearest are: .*h_0/attn"),
-        (lambda: module_dropout(MLP, {"head": 1.0}), r"rate in \[0, 1\)"),
+        (lambda: module_dropout(MLP, {"head": 1.0}), r"number in \[0, 1\)"),
         (lambda: module_dropout(MLP, {"layer_9": 0.1}), "The nearest are: layer_"),
         (lambda: cosine_head(MLP, "heads"), "The nearest are: head"),
-        (lambda: cosine_head(MLP, scale=0.0), "must be positive"),
+        (lambda: cosine_head(MLP, scale=0.0), r"a number in \(0, inf"),
         (lambda: prompts(gpt2, GPT2.config, 0), "at least 1"),
         (lambda: prompts(gpt2, GPT2.config, 4, slots=4), r"4 \* 4 .* need 17 positions.* has 16"),
         (lambda: prompts(gpt2, GPT2.config, 2, table="wet"), "The nearest are: wte"),
-        (lambda: jcl.progressive_prompts(0), "at least one task"),
+        (lambda: jcl.progressive_prompts(0), "a whole number, at least 1"),
         (lambda: jcl.progressive_prompts(2).init(GPT2.init(jax.random.key(0))), "no prompts"),
         (lambda: lora(lora(MLP, 1, 4.0, "head"), 1, 4.0, "head"), "wrap it once"),
     ],
@@ -198,9 +198,9 @@ def test_olora_refuses_more_tasks_than_slots():
         learner.init(None, adapted.init(jax.random.key(0)), BATCH)
     with pytest.raises(InputError, match="no adapters"):
         jcl.olora(1.0, 2).init(MLP.init(jax.random.key(0)))
-    with pytest.raises(InputError, match="must not be negative"):
+    with pytest.raises(InputError, match=r"a number in \[0, inf"):
         jcl.olora(-1.0, 2)
-    with pytest.raises(InputError, match="at least one task"):
+    with pytest.raises(InputError, match="a whole number, at least 1"):
         jcl.olora(1.0, 0)
 
 

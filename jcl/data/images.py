@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jcl import checks
 from jcl.data.arrays import Arrays
 from jcl.data.streams import Stream, Task
 from jcl.errors import InputError
@@ -68,6 +69,7 @@ def permuted(images: Images, tasks: int, *, seed: int = 0) -> Stream:
         tasks: their number; the first is permuted too.
         seed: of the permutations.
     """
+    tasks, seed = _tasks_and_seed("permuted", tasks, seed)
     pixels = images.train_inputs[0].size
     orders = [np.random.default_rng((seed, task)).permutation(pixels) for task in range(tasks)]
     return _moved("permuted", images, [f"permutation {task}" for task in range(tasks)], orders)
@@ -84,6 +86,8 @@ def rotated(images: Images, tasks: int, *, seed: int = 0, degrees: float = 180.0
         seed: of the angles.
         degrees: the limit.
     """
+    tasks, seed = _tasks_and_seed("rotated", tasks, seed)
+    checks.number("rotated", "degrees", degrees, "(0, 360]")
     angles = np.random.default_rng(seed).uniform(0, degrees, tasks)
     size = images.train_inputs.shape[1:]
     names = [f"{task}: {angle:.1f} degrees" for task, angle in enumerate(angles)]
@@ -113,11 +117,10 @@ def split(
         InputError: an unknown scenario, or groups that do not come out even.
     """
     classes = int(images.train_targets.max()) + 1
-    if scenario not in ("task", "domain", "class"):
-        raise InputError(f'split(scenario={scenario!r}): "task", "domain" or "class".')
-    if masked not in ("both", "test"):
-        raise InputError(f'split(masked={masked!r}): "both" or "test".')
-    if not 1 <= classes_per_task < classes or classes % classes_per_task:
+    checks.one_of("split", "scenario", scenario, ("task", "domain", "class"))
+    checks.one_of("split", "masked", masked, ("both", "test"))
+    classes_per_task = checks.whole("split", "classes_per_task", classes_per_task)
+    if classes_per_task >= classes or classes % classes_per_task:
         raise InputError(
             f"split(classes_per_task={classes_per_task}): {classes} classes do not fall into two or"
             " more groups of that size."
@@ -178,8 +181,8 @@ def mnist_360(
         replacement: draw an episode's images with replacement from its share, as the authors'
             released code does, so that about a third of them is never met.
     """
-    digits = 9
-    generator = np.random.default_rng(seed)
+    digits, rounds = 9, checks.whole("mnist_360", "rounds", rounds)
+    generator = np.random.default_rng(checks.whole("mnist_360", "seed", seed, least=0))
     episodes = {}  # (digit, episode) -> inputs
     for digit in range(digits):
         members = generator.permutation(np.flatnonzero(images.train_targets == digit))
@@ -218,6 +221,10 @@ def mnist_360(
     return Stream("MNIST-360", (task,))
 
 
+def _tasks_and_seed(call: str, tasks: int, seed: int) -> tuple[int, int]:
+    return checks.whole(call, "tasks", tasks), checks.whole(call, "seed", seed, least=0)
+
+
 def _turn(inputs: np.ndarray, degrees: np.ndarray) -> np.ndarray:
     """Each image by its own angle, to the nearest whole degree of a table."""
     size = inputs.shape[1:]
@@ -230,8 +237,6 @@ def _turn(inputs: np.ndarray, degrees: np.ndarray) -> np.ndarray:
 
 def _moved(name: str, images: Images, names: list[str], positions: list[np.ndarray]) -> Stream:
     """A stream of the same images with their pixels moved."""
-    if not names:
-        raise InputError(f"{name}: at least one task.")
     train = {"inputs": images.train_inputs, "targets": images.train_targets}
     test = {"inputs": images.test_inputs, "targets": images.test_targets}
     content = Arrays(train).hash() + Arrays(test).hash()

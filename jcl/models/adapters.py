@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from jcl.errors import InputError
+from jcl import checks
 from jcl.models import wrapping
 from jcl.models.model import Model
 
@@ -36,8 +36,7 @@ def adapters(model: Model, width: int, where: str | Sequence[str] = ("*/attn", "
     >>> list(model.init(jax.random.key(0))["adapters"]["h_0"]["mlp"])
     ['down', 'down_bias', 'up', 'up_bias']
     """
-    if width < 1:
-        raise InputError(f"adapters(width={width}): at least 1.")
+    width = checks.whole("adapters", "width", width)
     outer = wrapping.widths(model)
     paths = wrapping.chosen("adapters", where, list(outer))
 

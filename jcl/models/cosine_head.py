@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from jcl.errors import InputError
+from jcl import checks
 from jcl.models import wrapping
 from jcl.models.model import Model
 
@@ -28,8 +28,7 @@ def cosine_head(model: Model, where: str = "head", *, scale: float = 16.0) -> Mo
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
     >>> model = jcl.models.cosine_head(model, scale=10.0)
     """
-    if scale <= 0:
-        raise InputError(f"cosine_head(scale={scale}): the scale must be positive.")
+    checks.number("cosine_head", "scale", scale, "(0, inf)")
     paths = wrapping.chosen("cosine_head", where, list(wrapping.kernels(wrapping.shapes(model))))
 
     def change(params, path, x, output, key):

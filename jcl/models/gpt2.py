@@ -13,6 +13,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from jcl import checks
 from jcl.errors import InputError
 from jcl.models.model import Model
 
@@ -41,15 +42,13 @@ class GPT2Config:
 
     def __post_init__(self):
         for field in ("vocab_size", "positions", "width", "layers", "heads"):
-            if getattr(self, field) < 1:
-                raise InputError(f"GPT2Config({field}={getattr(self, field)}): at least 1.")
+            checks.whole("GPT2Config", field, getattr(self, field))
         if self.width % self.heads:
             raise InputError(
                 f"GPT2Config(width={self.width}, heads={self.heads}): the width must be a multiple "
                 "of the heads."
             )
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"GPT2Config(dropout={self.dropout}): a rate in [0, 1).")
+        checks.number("GPT2Config", "dropout", self.dropout, "[0, 1)")
 
 
 GPT2_SIZES = {

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jcl.errors import InputError
+from jcl import checks
 from jcl.models import wrapping
 from jcl.models.model import Model
 
@@ -47,11 +47,9 @@ def lora(
     >>> jax.tree.map(lambda leaf: leaf.shape, model.init(jax.random.key(0))["lora"])
     {'layer_0': {'a': (1, 4, 2), 'b': (1, 2, 8)}}
     """
-    for name, number in (("rank", rank), ("slots", slots)):
-        if number < 1:
-            raise InputError(f"lora({name}={number}): at least 1.")
-    if not 0 <= dropout < 1:
-        raise InputError(f"lora(dropout={dropout}): a rate in [0, 1).")
+    rank, slots = checks.whole("lora", "rank", rank), checks.whole("lora", "slots", slots)
+    checks.number("lora", "alpha", alpha)
+    checks.number("lora", "dropout", dropout, "[0, 1)")
     paths = wrapping.chosen("lora", where, list(wrapping.kernels(wrapping.shapes(model))))
 
     def make(key, params):

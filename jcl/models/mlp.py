@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Shaped
 
+from jcl import checks
 from jcl.errors import InputError
 from jcl.models.model import Model
 
@@ -35,12 +36,10 @@ class MLPConfig:
 
     def __post_init__(self):
         for field in ("inputs", "classes"):
-            if getattr(self, field) < 1:
-                raise InputError(f"MLPConfig({field}={getattr(self, field)}): at least 1.")
-        if any(units < 1 for units in self.hidden):
-            raise InputError(f"MLPConfig(hidden={self.hidden}): every layer has at least one unit.")
-        if self.initializer not in ("glorot", "lecun"):
-            raise InputError(f'MLPConfig(initializer={self.initializer!r}): "glorot" or "lecun".')
+            checks.whole("MLPConfig", field, getattr(self, field))
+        for units in self.hidden:
+            checks.whole("MLPConfig", "hidden", units)
+        checks.one_of("MLPConfig", "initializer", self.initializer, ("glorot", "lecun"))
 
 
 def mlp(config: MLPConfig) -> Model:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from jcl.errors import InputError
+from jcl import checks
 from jcl.models import wrapping
 from jcl.models.model import Model
 
@@ -26,8 +26,7 @@ def module_dropout(model: Model, rates: Mapping[str, float]) -> Model:
     >>> model = jcl.models.module_dropout(model, {"layer_1": 0.5, "layer_*": 0.1})
     """
     for pattern, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise InputError(f"module_dropout({{{pattern!r}: {rate}}}): a rate in [0, 1).")
+        checks.number("module_dropout", repr(pattern), rate, "[0, 1)")
     names = list(wrapping.widths(model))
     by_path: dict[str, float] = {}
     for pattern, rate in rates.items():

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl.errors import InputError
 from jcl.models import wrapping
 from jcl.models.model import Model
@@ -44,9 +45,8 @@ def prompts(
     >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 5), jnp.int32)).shape
     (2, 5, 258)
     """
-    for name, number in (("length", length), ("slots", slots)):
-        if number < 1:
-            raise InputError(f"prompts({name}={number}): at least 1.")
+    length = checks.whole("prompts", "length", length)
+    slots = checks.whole("prompts", "slots", slots)
     model, total = make(config), slots * length
     config = model.config
     vocab, positions = config.vocab_size, config.positions

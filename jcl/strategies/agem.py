@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jcl import checks
 from jcl import memory as memories
 from jcl.core import Strategy, split, strategy
-from jcl.errors import InputError
 
 
 def agem(capacity: int, size: int, *, insert: Literal["step", "boundary"] = "boundary") -> Strategy:
@@ -35,11 +35,9 @@ def agem(capacity: int, size: int, *, insert: Literal["step", "boundary"] = "bou
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.agem(capacity=1000, size=64), optax.sgd(0.1))
     """
-    if size < 1:
-        raise InputError(f"agem(size={size}): at least one example must be drawn a step.")
-    if insert not in ("step", "boundary"):
-        raise InputError(f'agem(insert={insert!r}): insert is "step" or "boundary".')
-    policy = memories.reservoir(capacity)
+    size = checks.whole("agem", "size", size)
+    checks.one_of("agem", "insert", insert, ("step", "boundary"))
+    policy = memories.reservoir(checks.whole("agem", "capacity", capacity))
 
     def init(params, *, batch, **_):
         return policy.init(batch)
@@ -61,4 +59,4 @@ def agem(capacity: int, size: int, *, insert: Literal["step", "boundary"] = "bou
         offered = jax.tree.map(lambda leaf: leaf.reshape((-1, *leaf.shape[2:])), batches)
         return policy.insert(state, offered, key), params
 
-    return strategy(name="agem", init=init, update=update, consolidate=consolidate)
+    return strategy(name="agem", side="gradient", init=init, update=update, consolidate=consolidate)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl.core import Params, Strategy, check_strength, strategy
-from jcl.errors import InputError
+from jcl import checks
+from jcl.core import Params, Strategy, strategy
 
 Toward = Literal["anchor", "initial"]
 
@@ -75,9 +75,8 @@ def l1(strength: float, *, toward: Toward = "anchor") -> Strategy:
 def _anchored(
     name: str, strength: float, toward: Toward, norm: Callable[[jax.Array], jax.Array]
 ) -> Strategy:
-    check_strength(name, strength)
-    if toward not in ("anchor", "initial"):
-        raise InputError(f'{name}(toward={toward!r}): toward is "anchor" or "initial".')
+    checks.number(name, "strength", strength)
+    checks.one_of(name, "toward", toward, ("anchor", "initial"))
 
     def init(params, **_):
         return Anchored(jax.tree.map(jnp.copy, params), jnp.asarray(toward == "initial"))

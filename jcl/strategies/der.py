@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl import memory as memories
-from jcl.core import Strategy, check_strength, split, strategy
+from jcl.core import Strategy, split, strategy
 from jcl.errors import InputError
 
 # Below this a logit is one that a label mask hides: nobody matches minus a thousand million.
 HIDDEN = -1e8
+STORED = "stored_logits"
 
 
 def der(
@@ -46,13 +48,11 @@ def der(
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.der(1000, 16, 0.5, replay_strength=0.5), optax.sgd(0.1))
     """
-    if size < 1:
-        raise InputError(f"der(size={size}): at least one example must be drawn a step.")
-    check_strength("der", strength)
-    check_strength("der", replay_strength, field="replay_strength")
-    if top is not None and top < 1:
-        raise InputError(f"der(top={top}): at least one logit of each row must be stored.")
-    policy = memories.reservoir(capacity)
+    size = checks.whole("der", "size", size)
+    checks.number("der", "strength", strength)
+    checks.number("der", "replay_strength", replay_strength)
+    top = None if top is None else checks.whole("der", "top", top)
+    policy = memories.reservoir(checks.whole("der", "capacity", capacity))
     targets_too = not (isinstance(replay_strength, int | float) and replay_strength == 0)
 
     def keep(logits):
@@ -68,21 +68,22 @@ def der(
                 f"der(top={top}): the model has {logits.shape[-1]} logits a row; give top=None "
                 "to store them all."
             )
-        return policy.init({"batch": batch, "logits": jax.eval_shape(keep, logits)})
+        return policy.init({**batch, STORED: jax.eval_shape(keep, logits)})
 
     def loss(state, params, *, loss_fn, key, **_):
         key_draw, key_match, key_replay = split(key, 3)
         drawn = policy.draw(state, 2 * size if targets_too else size, key_draw)
-        first = jax.tree.map(lambda leaf: leaf[:size], drawn)
-        logits = loss_fn(params, first["batch"], key_match)[1]["logits"]
-        terms = {"der": strength * _distance(logits, first["logits"], first["batch"].get("mask"))}
+        stored = drawn.pop(STORED)
+        first, stored = jax.tree.map(lambda leaf: leaf[:size], (drawn, stored))
+        logits = loss_fn(params, first, key_match)[1]["logits"]
+        terms = {"der": strength * _distance(logits, stored, first.get("mask"))}
         if targets_too:
-            second = jax.tree.map(lambda leaf: leaf[size:], drawn["batch"])
+            second = jax.tree.map(lambda leaf: leaf[size:], drawn)
             terms["der_replay"] = replay_strength * loss_fn(params, second, key_replay)[0]
         return {name: jnp.where(state.seen > 0, term, 0.0) for name, term in terms.items()}
 
     def update(updates, state, params, *, batch, aux, key, **_):
-        return updates, policy.insert(state, {"batch": batch, "logits": keep(aux["logits"])}, key)
+        return updates, policy.insert(state, {**batch, STORED: keep(aux["logits"])}, key)
 
     return strategy(name="der", init=init, loss=loss, update=update)
 

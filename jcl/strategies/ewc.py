@@ -5,9 +5,9 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Batch, Params, Strategy, check_strength, strategy
-from jcl.errors import InputError
-from jcl.strategies.quadratic import Quadratic, check_chunk, distance, flat, mean_over_examples
+from jcl import checks
+from jcl.core import Batch, Params, Strategy, strategy
+from jcl.strategies.quadratic import Quadratic, distance, flat, mean_over_examples
 
 Targets = Literal["true", "sampled", "predicted"]
 
@@ -52,12 +52,10 @@ def ewc(
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.ewc(strength=100.0), optax.adamw(1e-3))
     """
-    check_strength("ewc", strength)
-    if not 0 <= decay <= 1:
-        raise InputError(f"ewc(decay={decay}): the decay lies in [0, 1].")
-    if targets not in get_args(Targets):
-        raise InputError(f"ewc(targets={targets!r}): targets are one of {get_args(Targets)}.")
-    check_chunk("ewc", chunk)
+    checks.number("ewc", "strength", strength)
+    checks.number("ewc", "decay", decay, "[0, 1]")
+    checks.one_of("ewc", "targets", targets, get_args(Targets))
+    chunk = checks.whole("ewc", "chunk", chunk)
 
     def init(params, **_):
         return flat(params)

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Params, Strategy, check_strength, strategy
-from jcl.errors import InputError
+from jcl import checks
+from jcl.core import Params, Strategy, check_complete, strategy
 from jcl.strategies.lwf import mean_over_counted
 
 
@@ -50,19 +50,11 @@ def feature_distillation(features: Callable[[Params, Any], jax.Array], strength:
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
     >>> method = jcl.chain(jcl.feature_distillation(model.features, 1.0), optax.adamw(1e-3))
     """
-    if not callable(features):
-        raise InputError(
-            "feature_distillation(features, strength): features is a function such as "
-            f"model.features, not {features!r}."
-        )
-    check_strength("feature_distillation", strength)
+    checks.function("feature_distillation", "features", features, "model.features")
+    checks.number("feature_distillation", "strength", strength)
 
     def init(params, **_):
-        if any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)):
-            raise InputError(
-                "feature_distillation needs all params and cannot stand in only(...): put it into "
-                "the chain by itself."
-            )
+        check_complete("feature_distillation", params)
         return FeatureTeacher(jax.tree.map(jnp.copy, params), jnp.zeros((), bool))
 
     def loss(state, params, *, batch, **_):

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from jcl import paths
+from jcl import checks, paths
 from jcl.core import Strategy, check_patterns, matches, strategy
 from jcl.errors import InputError
 
@@ -49,11 +49,10 @@ def freeze(
     else:
         shares = dict.fromkeys(paths.as_patterns(where), until)
     spared = paths.as_patterns(but)
+    if not shares:
+        raise InputError("freeze: no pattern, so nothing would be held; leave it out of the chain.")
     for pattern, share in shares.items():
-        if not 0 <= share <= 1:
-            raise InputError(
-                f"freeze({pattern!r}): {share} is no share of the task's progress, in [0, 1]."
-            )
+        checks.number(f"freeze({pattern!r})", "until", share, "[0, 1]")
 
     def init(params, **_):
         check_patterns("freeze", (*shares, *spared), params)

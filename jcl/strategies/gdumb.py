@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jcl import checks
 from jcl import memory as memories
-from jcl.core import Params, Strategy, split, strategy
+from jcl.core import Params, Strategy, check_complete, split, strategy
 from jcl.errors import InputError
 
 
@@ -57,9 +58,7 @@ def gdumb(
     >>> import jcl, optax
     >>> method = jcl.gdumb(1000, classes=10, steps=500, size=16, optimizer=optax.sgd(0.05))
     """
-    for name, value in (("steps", steps), ("size", size)):
-        if value < 1:
-            raise InputError(f"gdumb({name}={value}): at least 1.")
+    steps, size = checks.whole("gdumb", "steps", steps), checks.whole("gdumb", "size", size)
     if not isinstance(optimizer, optax.GradientTransformation):
         raise InputError(
             f"gdumb(optimizer={optimizer!r}): give an optax transformation, such as "
@@ -67,7 +66,9 @@ def gdumb(
         )
     policy = memories.greedy_balanced(capacity, classes)
 
-    def begin(params, *, batch, **_):
+    def begin(params, *, batch, aux, **_):
+        check_complete("gdumb", params)
+        memories.check_head(policy, aux)
         return Dumb(policy.init(batch), () if init else jax.tree.map(jnp.copy, params))
 
     def update(updates, state, params, *, batch, key, **_):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl import memory as memories
 from jcl.core import Strategy, strategy
 from jcl.errors import InputError
@@ -44,8 +45,8 @@ def gem(capacity: int, tasks: int, *, margin: float = 0.5) -> Strategy:
 
     Args:
         capacity: examples kept, of all tasks together.
-        tasks: slots. Tasks beyond them are learned in the last slot, whose examples never
-            constrain: they are not protected, the tasks - 1 first ones stay so.
+        tasks: slots, at least as many as the stream's tasks; further ones would be learned in the
+            last slot, whose examples never constrain.
         margin: the least pull toward each past task when any is violated.
 
     Stores: a memory of examples; in the step one params-sized tree for each slot.
@@ -55,15 +56,13 @@ def gem(capacity: int, tasks: int, *, margin: float = 0.5) -> Strategy:
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.gem(capacity=200, tasks=20), optax.sgd(0.1))
     """
-    if tasks < 2:
-        raise InputError(f"gem(tasks={tasks}): with fewer than 2 slots nothing would constrain.")
-    if capacity < tasks:
+    tasks = checks.whole("gem", "tasks", tasks, least=2)
+    if checks.whole("gem", "capacity", capacity) < tasks:
         raise InputError(
             f"gem(capacity={capacity}, tasks={tasks}): the capacity is that of all tasks together "
             "and must hold at least one example of each."
         )
-    if margin < 0:
-        raise InputError(f"gem(margin={margin}): the margin must not be negative.")
+    checks.number("gem", "margin", margin)
     policy = memories.ring(capacity // tasks)
 
     def init(params, *, batch, **_):
@@ -103,7 +102,9 @@ def gem(capacity: int, tasks: int, *, margin: float = 0.5) -> Strategy:
     def consolidate(state, params, **_):
         return state._replace(task=jnp.minimum(state.task + 1, tasks - 1)), params
 
-    return strategy(name="gem", init=init, update=update, consolidate=consolidate)
+    return strategy(
+        name="gem", side="gradient", init=init, update=update, consolidate=consolidate, tasks=tasks
+    )
 
 
 def dual(gram: jax.Array, along: jax.Array, past: jax.Array, margin: float) -> jax.Array:

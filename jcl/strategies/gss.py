@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jcl import checks
 from jcl import memory as memories
 from jcl.core import Strategy, split
 from jcl.errors import InputError
@@ -49,12 +50,15 @@ def gss(
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.gss(capacity=300, size=10, references=10), optax.sgd(0.05))
     """
-    for name, value in (
-        ("references", references), ("reference_size", reference_size), ("group", group),
-    ):  # fmt: skip
-        if value < 1:
-            raise InputError(f"gss({name}={value}): at least 1.")
-    policy = least_similar(capacity)
+    size, references, reference_size, group = (
+        checks.whole("gss", name, value)
+        for name, value in (
+            ("size", size), ("references", references), ("reference_size", reference_size),
+            ("group", group),
+        )
+    )  # fmt: skip
+    checks.number("gss", "strength", strength)
+    policy = least_similar(checks.whole("gss", "capacity", capacity))
     plain = replay(policy, size, strength=strength)
 
     def init(params, *, batch, **_):
@@ -109,16 +113,20 @@ def least_similar(capacity: int) -> memories.Policy:
         key = jax.random.fold_in(jax.random.key(0), memory.seen) if key is None else key
         chances = jax.random.uniform(key, (len(scores), 2))
 
+        places, _ = memories.counted(batch)
+
         def offer(carry, item):
             kept, seen = carry
-            score, (which, chance) = item
+            score, (which, chance), place = item
             upto = jnp.cumsum(kept)
             victim = jnp.minimum(jnp.searchsorted(upto, which * upto[-1], "right"), capacity - 1)
             wins = (score < 1) & (chance * (kept[victim] + score) < kept[victim])
             slot = jnp.where(seen < capacity, seen, jnp.where(wins, victim, capacity))
-            return (kept.at[slot].set(score, mode="drop"), seen + 1), slot
+            slot = jnp.where(place < 0, capacity, slot)
+            return (kept.at[slot].set(score, mode="drop"), seen + (place >= 0)), slot
 
-        (kept, seen), slot = jax.lax.scan(offer, (memory.scores, memory.seen), (scores, chances))
+        carry = (memory.scores, memory.seen)
+        (kept, seen), slot = jax.lax.scan(offer, carry, (scores, chances, places))
         return memories.Prioritized(memories.write(memory.items, batch, slot), seen, kept)
 
     return plain._replace(insert=insert, score=None)

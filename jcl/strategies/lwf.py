@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Batch, Params, Strategy, check_strength, strategy
-from jcl.errors import InputError
+from jcl import checks
+from jcl.core import Batch, Params, Strategy, strategy
+from jcl.strategies.seen_classes import with_targets
 
 
 class Teacher(NamedTuple):
@@ -50,9 +51,8 @@ def lwf(strength: float, *, temperature: float = 2.0) -> Strategy:
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.lwf(strength=1.0), optax.adamw(1e-3))
     """
-    check_strength("lwf", strength)
-    if temperature <= 0:
-        raise InputError(f"lwf(temperature={temperature}): the temperature is larger than 0.")
+    checks.number("lwf", "strength", strength)
+    checks.number("lwf", "temperature", temperature, "(0, inf)")
 
     def init(params, *, aux, **_):
         none = jnp.zeros(aux["logits"].shape[-1], bool)
@@ -73,7 +73,7 @@ def lwf(strength: float, *, temperature: float = 2.0) -> Strategy:
         return {"lwf": strength * temperature**2 * mean_over_counted(divergence, batch)}
 
     def update(updates, state, params, *, batch, **_):
-        return updates, state._replace(seen=state.seen.at[batch["targets"]].set(True))
+        return updates, state._replace(seen=with_targets(state.seen, batch))
 
     def consolidate(state, params, **_):
         kept = jax.tree.map(jnp.copy, params)

@@ -3,8 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Strategy, check_strength, strategy
-from jcl.strategies.quadratic import Quadratic, check_chunk, distance, flat, mean_over_examples
+from jcl import checks
+from jcl.core import Strategy, strategy
+from jcl.strategies.quadratic import Quadratic, distance, flat, mean_over_examples
 
 
 def mas(strength: float, *, chunk: int = 1) -> Strategy:
@@ -29,8 +30,8 @@ def mas(strength: float, *, chunk: int = 1) -> Strategy:
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.mas(strength=1.0), optax.adamw(1e-3))
     """
-    check_strength("mas", strength)
-    check_chunk("mas", chunk)
+    checks.number("mas", "strength", strength)
+    chunk = checks.whole("mas", "chunk", chunk)
 
     def init(params, **_):
         return flat(params)

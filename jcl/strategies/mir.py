@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl import memory as memories
 from jcl.core import Strategy, split
 from jcl.errors import InputError
@@ -44,14 +45,15 @@ def mir(
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.mir(1000, 16, 64, learning_rate=0.1), optax.sgd(0.1))
     """
-    if candidates < size:
+    size = checks.whole("mir", "size", size)
+    if checks.whole("mir", "candidates", candidates) < size:
         raise InputError(
             f"mir(size={size}, candidates={candidates}): the examples are chosen among the "
             "candidates, of which there must be at least as many."
         )
-    if isinstance(learning_rate, int | float) and learning_rate <= 0:
-        raise InputError(f"mir(learning_rate={learning_rate}): the virtual step must be positive.")
-    policy = memories.reservoir(capacity) if isinstance(capacity, int) else capacity
+    checks.number("mir", "learning_rate", learning_rate, "(0, inf)")
+    checks.number("mir", "strength", strength)
+    policy = memories.of("mir", capacity)
     plain = replay(policy, size, strength=strength)
 
     def loss(state, params, *, batch, loss_fn, key, **_):

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Params, Strategy, strategy
+from jcl import checks
+from jcl.core import Params, Strategy, check_complete, strategy
 from jcl.errors import InputError
 
 
@@ -51,6 +52,8 @@ def nearest_class_mean(
     ...     jcl.freeze("*"), jcl.nearest_class_mean(model.features, classes=3)
     ... )
     """
+
+    classes = checks.whole("nearest_class_mean", "classes", classes)
 
     def init(params, *, batch, **_):
         width = check_head("nearest_class_mean", features, classes, head, params, batch)
@@ -105,6 +108,8 @@ def check_head(
     name: str, features: Callable[..., jax.Array], classes: int, head: str, params: Any, batch: Any
 ) -> int:
     """Refuses a head that cannot be computed; the width of the features."""
+    checks.function(name, "features", features, "model.features")
+    check_complete(name, params)
     found = {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)

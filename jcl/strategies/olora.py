@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl.core import Params, Strategy, check_strength, strategy
+from jcl import checks
+from jcl.core import Params, Strategy, strategy
 from jcl.errors import InputError
 
 
@@ -32,7 +33,7 @@ def olora(strength: float, tasks: int) -> Strategy:
 
     Args:
         strength: weight of the orthogonality; 0 switches it off and leaves one slot a task.
-        tasks: how many there will be; after their last boundary the last slot goes on.
+        tasks: how many there will be, at least the stream's.
 
     Raises:
         InputError: at init, if the params hold no adapters or fewer slots than tasks.
@@ -50,9 +51,8 @@ def olora(strength: float, tasks: int) -> Strategy:
     ...     jcl.freeze("*", but=["lora/*", "head/*"]),
     ... )
     """
-    check_strength("olora", strength)
-    if tasks < 1:
-        raise InputError(f"olora(tasks={tasks}): at least one task.")
+    checks.number("olora", "strength", strength)
+    tasks = checks.whole("olora", "tasks", tasks)
 
     def init(params, **_):
         adapters = _adapters(params)
@@ -87,7 +87,13 @@ def olora(strength: float, tasks: int) -> Strategy:
         return Slot(jnp.minimum(state.task + 1, tasks - 1)), params
 
     return strategy(
-        name="olora", side="step", init=init, loss=loss, update=update, consolidate=consolidate
+        name="olora",
+        side="step",
+        init=init,
+        loss=loss,
+        update=update,
+        consolidate=consolidate,
+        tasks=tasks,
     )
 
 

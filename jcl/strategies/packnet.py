@@ -5,8 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl.core import Params, Strategy, strategy
-from jcl.errors import InputError
+from jcl.strategies.separate import task_of
 
 FREE, MOST = 0, 127
 
@@ -51,19 +52,15 @@ def packnet(keep: float, *, retrain: float = 0.0) -> Strategy:
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.per_task(optax.adamw(1e-3)), jcl.packnet(keep=0.5, retrain=1 / 3))
     """
-    if not 0 < keep <= 1:
-        raise InputError(f"packnet(keep={keep}): a share of the free weights in (0, 1].")
-    if not 0 <= retrain < 1:
-        raise InputError(f"packnet(retrain={retrain}): a share of the task in [0, 1).")
+    checks.number("packnet", "keep", keep, "(0, 1]")
+    checks.number("packnet", "retrain", retrain, "[0, 1)")
 
     def init(params, **_):
         owner = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.int8), params)
         return Packing(owner, jnp.ones((), jnp.int32), jnp.zeros((), bool))
 
     def view(state, params, batch):
-        if "task" not in batch:
-            return params, batch
-        task = batch["task"][0] + 1
+        task = task_of(batch, otherwise=state.task - 1) + 1
 
         def see(parameter, owner):
             owned = (owner != FREE) & (owner <= task)

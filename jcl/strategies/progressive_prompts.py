@@ -5,8 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl.core import Strategy, strategy
 from jcl.errors import InputError
+from jcl.strategies.separate import task_of
 
 
 class Prompted(NamedTuple):
@@ -30,7 +32,7 @@ def progressive_prompts(tasks: int) -> Strategy:
     the paper in: no network reparameterizes the prompts.
 
     Args:
-        tasks: how many there will be; after their last boundary the last prompt goes on.
+        tasks: how many there will be, at least the stream's.
 
     Raises:
         InputError: at init, if the params hold no prompts or fewer than tasks.
@@ -48,8 +50,7 @@ def progressive_prompts(tasks: int) -> Strategy:
     ...     jcl.freeze("*", but="prompt"),
     ... )
     """
-    if tasks < 1:
-        raise InputError(f"progressive_prompts(tasks={tasks}): at least one task.")
+    tasks = checks.whole("progressive_prompts", "tasks", tasks)
 
     def init(params, **_):
         slots = len(params["prompt"]) if "prompt" in params else 0
@@ -62,7 +63,7 @@ def progressive_prompts(tasks: int) -> Strategy:
         return Prompted(jnp.zeros((), jnp.int32))
 
     def view(state, params, batch):
-        task = jnp.minimum(batch["task"][0], state.task) if "task" in batch else state.task
+        task = jnp.minimum(task_of(batch, otherwise=state.task), state.task)
         return {**params, "prompts_used": task + 1}, batch
 
     def update(updates, state, params, **_):
@@ -80,4 +81,5 @@ def progressive_prompts(tasks: int) -> Strategy:
         view=view,
         update=update,
         consolidate=consolidate,
+        tasks=tasks,
     )

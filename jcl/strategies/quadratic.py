@@ -39,12 +39,6 @@ def distance(importance: Params, params: Params, anchor: Params) -> jax.Array:
     return jnp.asarray(optax.tree.sum(bowls))
 
 
-def check_chunk(name: str, chunk: int) -> None:
-    """Refuses a chunk of no example."""
-    if chunk < 1:
-        raise InputError(f"{name}(chunk={chunk}): at least one example is differentiated at once.")
-
-
 def mean_over_examples(
     function: Callable[[Batch, jax.Array], Params],
     params: Params,

@@ -5,8 +5,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl import memory as memories
-from jcl.core import Strategy, check_strength, split, strategy
+from jcl.core import Strategy, split, strategy
 from jcl.errors import InputError
 
 
@@ -45,14 +46,11 @@ def replay(
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.replay(capacity=1000, size=16), optax.adamw(1e-3))
     """
-    if size < 1:
-        raise InputError(f"replay(size={size}): at least one example must be drawn a step.")
-    check_strength("replay", strength)
-    if insert not in ("step", "boundary"):
-        raise InputError(f'replay(insert={insert!r}): insert is "step" or "boundary".')
-    if draw not in ("uniform", "balanced"):
-        raise InputError(f'replay(draw={draw!r}): draw is "uniform" or "balanced".')
-    policy = memories.reservoir(capacity) if isinstance(capacity, int) else capacity
+    size = checks.whole("replay", "size", size)
+    checks.number("replay", "strength", strength)
+    checks.one_of("replay", "insert", insert, ("step", "boundary"))
+    checks.one_of("replay", "draw", draw, ("uniform", "balanced"))
+    policy = memories.of("replay", capacity)
     if policy.boundary and insert == "step":
         raise InputError(
             'replay(insert="step"): this memory chooses among all examples of a task and is filled '
@@ -61,7 +59,8 @@ def replay(
     if draw == "balanced":
         policy = memories.balanced(policy)
 
-    def init(params, *, batch, **_):
+    def init(params, *, batch, aux, **_):
+        memories.check_head(policy, aux)
         return policy.init(batch)
 
     def loss(state, params, *, loss_fn, key, **_):

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl.core import Params, Strategy, check_strength, strategy
-from jcl.errors import InputError
+from jcl import checks
+from jcl.core import Params, Strategy, strategy
 from jcl.strategies.ewc import fisher
-from jcl.strategies.quadratic import check_chunk, distance
+from jcl.strategies.quadratic import distance
 
 
 class Walk(NamedTuple):
@@ -72,14 +72,11 @@ def rwalk(
     >>> import jcl, optax
     >>> method = jcl.chain(optax.adamw(1e-3), jcl.rwalk(strength=1.0))
     """
-    check_strength("rwalk", strength)
-    if not 0 < rate <= 1:
-        raise InputError(f"rwalk(rate={rate}): the rate lies in (0, 1].")
-    if every < 1:
-        raise InputError(f"rwalk(every={every}): an interval has at least one step.")
-    if damping <= 0:
-        raise InputError(f"rwalk(damping={damping}): the damping must be larger than 0.")
-    check_chunk("rwalk", chunk)
+    checks.number("rwalk", "strength", strength)
+    checks.number("rwalk", "rate", rate, "(0, 1]")
+    every = checks.whole("rwalk", "every", every)
+    checks.number("rwalk", "damping", damping, "(0, inf)")
+    chunk = checks.whole("rwalk", "chunk", chunk)
 
     def init(params, **_):
         importance, average, score, path = (jax.tree.map(jnp.zeros_like, params) for _ in range(4))

@@ -1,8 +1,10 @@
 """Classes that have not come yet are masked."""
 
+import jax
 import jax.numpy as jnp
 
-from jcl.core import Strategy, strategy
+from jcl import checks
+from jcl.core import Batch, Strategy, strategy
 from jcl.errors import InputError
 
 
@@ -13,8 +15,9 @@ def seen_classes(classes: int) -> Strategy:
     the batch's own mask. Heads are of full size from the start, so that nothing is traced again
     when classes arrive (class-incremental learning as in Rebuffi et al. 2017, whose head grows).
 
-    A batch's classes are seen from the next step on. In the loss itself a target is never masked
-    (`jcl.losses.classify`), so that the first batch of a class is learned from.
+    A batch's classes are seen from the next step on; before the first, nothing is hidden. In the
+    loss itself a target is never masked (`jcl.losses.classify`), so that the first batch of a
+    class is learned from.
 
     Args:
         classes: of the head.
@@ -26,10 +29,15 @@ def seen_classes(classes: int) -> Strategy:
     >>> import jcl, optax
     >>> method = jcl.chain(jcl.seen_classes(classes=10), optax.sgd(0.1))
     """
-    if classes < 2:
-        raise InputError(f"seen_classes(classes={classes}): a head has at least two classes.")
+    classes = checks.whole("seen_classes", "classes", classes, least=2)
 
-    def init(params, **_):
+    def init(params, *, aux, **_):
+        shape = aux["logits"].shape
+        if len(shape) != 2 or shape[-1] != classes:
+            raise InputError(
+                f"seen_classes(classes={classes}): the model's logits are {list(shape)}, and must "
+                f"be [batch, {classes}], one class for each example."
+            )
         return jnp.zeros(classes, bool)
 
     def view(state, params, batch):
@@ -40,6 +48,14 @@ def seen_classes(classes: int) -> Strategy:
         return params, {**batch, "label_mask": own if mask is None else own & (mask > 0)}
 
     def update(updates, state, params, *, batch, **_):
-        return updates, state.at[batch["targets"].reshape(-1)].set(True)
+        return updates, with_targets(state, batch)
 
     return strategy(name="seen_classes", init=init, view=view, update=update)
+
+
+def with_targets(seen: jax.Array, batch: Batch) -> jax.Array:
+    """The flags [classes], set for every target of the batch that its mask counts."""
+    targets = batch["targets"]
+    if "mask" in batch:
+        targets = jnp.where(batch["mask"] > 0, targets, len(seen))
+    return seen.at[targets].set(True, mode="drop")

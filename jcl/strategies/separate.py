@@ -6,9 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl import paths
-from jcl.core import Params, Strategy, check_patterns, only, strategy
-from jcl.errors import InputError
+from jcl import checks, paths
+from jcl.core import Batch, Params, Strategy, check_patterns, only, strategy
 
 
 class PerTask(NamedTuple):
@@ -36,7 +35,7 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
 
     Args:
         where: patterns of paths such as "lora/*"; `*` also matches slashes.
-        tasks: how many copies there are; after their last boundary the last one goes on.
+        tasks: how many copies there are, at least the stream's tasks.
         restart: every task begins with the initial params; False lets it go on from those of the
             task before.
 
@@ -50,8 +49,7 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
     >>> import jcl, optax
     >>> adapters = jcl.chain(jcl.separate("lora/*", tasks=5), jcl.per_task(optax.adamw(1e-3)))
     """
-    if tasks < 1:
-        raise InputError(f"separate(tasks={tasks}): at least one task.")
+    tasks = checks.whole("separate", "tasks", tasks)
 
     def init(params, **_):
         kept = jax.tree.map(lambda leaf: jnp.stack([leaf] * tasks), params)
@@ -60,7 +58,7 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
     def view(state, params, batch):
         if "task" not in batch:
             return params, batch
-        task = batch["task"][0]
+        task = task_of(batch, otherwise=state.task)
 
         def see(parameter, kept):
             return jnp.where(task < state.task, kept[jnp.clip(task, 0, tasks - 1)], parameter)
@@ -82,4 +80,11 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
         check_patterns("separate", paths.as_patterns(where), params)
         return part.init(params, **rest)
 
-    return part._replace(init=begin, name="separate")
+    return part._replace(init=begin, name="separate", tasks=tasks)
+
+
+def task_of(batch: Batch, *, otherwise: jax.Array) -> jax.Array:
+    """The one task of all examples of the batch; otherwise where they differ or have none."""
+    if "task" not in batch:
+        return otherwise
+    return jnp.where(jnp.all(batch["task"] == batch["task"][0]), batch["task"][0], otherwise)

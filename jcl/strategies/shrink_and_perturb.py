@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jcl import checks
 from jcl.core import Params, Strategy, strategy
-from jcl.errors import InputError
 
 
 def shrink_and_perturb(
@@ -34,10 +34,8 @@ def shrink_and_perturb(
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
     >>> method = jcl.chain(jcl.shrink_and_perturb(0.8, 0.1, model.init), optax.adamw(1e-3))
     """
-    if not 0 <= shrink <= 1:
-        raise InputError(f"shrink_and_perturb(shrink={shrink}): shrink lies in [0, 1].")
-    if perturb < 0:
-        raise InputError(f"shrink_and_perturb(perturb={perturb}): must not be negative.")
+    checks.number("shrink_and_perturb", "shrink", shrink, "[0, 1]")
+    checks.number("shrink_and_perturb", "perturb", perturb)
 
     def count(params, **_):
         return jnp.zeros((), jnp.int32)  # without a key, boundaries still differ in their noise

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jcl.core import Params, Strategy, check_strength, strategy
-from jcl.errors import InputError
+from jcl import checks
+from jcl.core import Params, Strategy, strategy
 from jcl.strategies.quadratic import distance
 
 
@@ -51,12 +51,8 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
     >>> import jcl, optax
     >>> method = jcl.chain(optax.adamw(1e-3), jcl.si(strength=0.1))
     """
-    check_strength("si", strength)
-    if damping <= 0:
-        raise InputError(
-            f"si(damping={damping}): the damping must be larger than 0, or what never moved would "
-            "have an importance of 0 / 0."
-        )
+    checks.number("si", "strength", strength)
+    checks.number("si", "damping", damping, "(0, inf)")
 
     def init(params, **_):
         importance, path = (jax.tree.map(jnp.zeros_like, params) for _ in range(2))

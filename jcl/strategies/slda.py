@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl.core import Strategy, strategy
-from jcl.errors import InputError
 from jcl.strategies.nearest_class_mean import ClassMeans, check_head, joined, of_batch, with_head
 
 
@@ -57,8 +57,8 @@ def slda(
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
     >>> method = jcl.chain(jcl.freeze("*"), jcl.slda(model.features, classes=3))
     """
-    if not 0 < shrinkage <= 1:
-        raise InputError(f"slda(shrinkage={shrinkage}): the shrinkage lies in (0, 1].")
+    classes = checks.whole("slda", "classes", classes)
+    checks.number("slda", "shrinkage", shrinkage, "(0, 1]")
 
     def init(params, *, batch, **_):
         width = check_head("slda", features, classes, head, params, batch)
