@@ -246,8 +246,9 @@ def _check_all(experiments: list[Experiment]) -> Any:
     for experiment, found in zip(experiments, shapes, strict=True):
         if found != shapes[0]:
             raise InputError(
-                f"Seeds {experiments[0].seed} and {experiment.seed} differ in the shape of a batch,"
-                " the steps of a stage or the examples of a test, so they cannot share one "
-                "program: run them one by one, each with its own --seed and --out."
+                f"Seeds {experiments[0].seed} and {experiment.seed} differ in the "
+                "names of tasks, the shape of a batch, the steps of a stage or the examples of a "
+                "test, so they cannot share one program: run them one by one, each with its own "
+                "--seed and --out."
             )
     return shapes[0][0]

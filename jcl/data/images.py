@@ -90,7 +90,7 @@ def rotated(images: Images, tasks: int, *, seed: int = 0, degrees: float = 180.0
     checks.number("rotated", "degrees", degrees, "(0, 360]")
     angles = np.random.default_rng(seed).uniform(0, degrees, tasks)
     size = images.train_inputs.shape[1:]
-    names = [f"{task}: {angle:.1f} degrees" for task, angle in enumerate(angles)]
+    names = [f"rotation {task}" for task in range(tasks)]  # the same for every seed
     return _moved("rotated", images, names, [rotation(size, angle) for angle in angles])
 
 
