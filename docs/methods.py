@@ -12,7 +12,32 @@ import jcl
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "methods.md"
-WRAPPERS = ("lora", "adapters", "prompts", "cosine_head", "module_dropout")
+# Title: (module, functions); one line each, by the docstring's first sentence and its paper.
+OTHERS = {
+    "Memories": (
+        "memory",
+        (
+            "reservoir",
+            "ring",
+            "class_balanced",
+            "greedy_balanced",
+            "herding",
+            "priority",
+            "balanced",
+        ),
+    ),
+    "Streams": (
+        "data",
+        ("joint", "cumulative", "blurry", "fuzzy", "permuted", "rotated", "split", "mnist_360"),
+    ),
+    "Wrappers of models": (
+        "models",
+        ("lora", "adapters", "prompts", "cosine_head", "module_dropout"),
+    ),
+}
+PAPER = re.compile(
+    r"[A-Z][\w'-]+(?: et al\.| and [A-Z][\w-]+)?,? (?:\((?:19|20)\d\d\)|(?:19|20)\d\d)"
+)
 FIELDS = ("Stores", "Place", "Scenario")
 
 
@@ -24,7 +49,7 @@ def describe(function):
     """
     name, text = function.__name__, inspect.getdoc(function) or ""
     paragraphs = [" ".join(each.split()) for each in re.split(r"\n\s*\n", text)]
-    paper = re.search(r"[A-Z][\w'-]+(?: et al\.| and [A-Z][\w-]+)? \(?(?:19|20)\d\d\)?", text)
+    paper = PAPER.search(text)
     found = {"what": paragraphs[0], "formula": paragraphs[1], "paper": paper and paper.group()}
     for field in FIELDS:
         line = re.search(rf"^{field}: (.*?)\.\s*$(?=\n[A-Z>]|\n\n|\Z)", text, re.M | re.S)
@@ -47,7 +72,8 @@ def page():
         "# Methods",
         "",
         "Written by `python docs/methods.py` from the docstrings, which say more. Strategies stand "
-        "in a `jcl.chain` with an optimizer; wrappers of `jcl.models` change the model.",
+        "in a `jcl.chain` with an optimizer; a memory is given to `replay` or `mir`; streams are "
+        "of the baselines (joint, cumulative) and the scenarios; wrappers change the model.",
     ]
     lines += [
         "", "## Strategies", "",
@@ -59,12 +85,15 @@ def page():
         keys = ("paper", *FIELDS, "configs")
         cells = [f"`{name}`", found["what"], _code(found["formula"]), *map(found.get, keys)]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    lines += ["", "## Wrappers of models", ""]
-    lines += ["| wrapper | what it does | configs |", "|---|---|---|"]
-    for name in WRAPPERS:
-        what = (inspect.getdoc(getattr(jcl.models, name)) or "").split("\n\n")[0]
-        where = configs(f"jcl.models.{name}(")
-        lines.append(f"| `jcl.models.{name}` | {' '.join(what.split())} | {where} |")
+    for title, (module, names) in OTHERS.items():
+        lines += ["", f"## {title}", ""]
+        lines += ["| function | what it does | paper | configs |", "|---|---|---|---|"]
+        for name in names:
+            text = inspect.getdoc(getattr(getattr(jcl, module), name)) or ""
+            what, paper = " ".join(text.split("\n\n")[0].split()), PAPER.search(text)
+            shown = paper.group() if paper else "-"
+            call = f"jcl.{module}.{name}"
+            lines.append(f"| `{call}` | {what} | {shown} | {configs(f'{call}(')} |")
     return "\n".join(lines) + "\n"
 
 

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -
         partial.rename(final)
         _sync(folder)
     except Exception as error:  # Orbax and tensorstore raise ValueError for a full disk
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove(partial)
         last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
         raise SaveError(
             f"The checkpoint {final} could not be written ({_first_line(error)}); {last}. Make "
@@ -70,6 +71,15 @@ def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -
     for number in sorted([*numbers, int(final.name)])[:-keep]:
         shutil.rmtree(folder / f"{number:06d}", ignore_errors=True)
     return final
+
+
+def _remove(folder: Path) -> None:
+    """Removes the folder, into which threads of a write that failed may still be writing."""
+    for _ in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
