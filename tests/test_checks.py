@@ -139,8 +139,9 @@ def test_rows_that_the_mask_leaves_out_enter_no_memory():
     }
     for name, policy in policies.items():
         rows = batch["inputs"] if name == "herding" else scores
-        filled = policy.insert(policy.init(batch), batch, jax.random.key(1), rows)
-        expected = policy.insert(policy.init(alone), alone, jax.random.key(1), rows[real])
+        insert = jax.jit(policy.insert)
+        filled = insert(policy.init(batch), batch, jax.random.key(1), rows)
+        expected = insert(policy.init(alone), alone, jax.random.key(1), rows[real])
         assert filled.seen == 4, name
         there = policy.filled(expected)
         assert np.array_equal(policy.filled(filled), there), name

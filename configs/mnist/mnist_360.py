@@ -34,6 +34,10 @@ TABLE = {
         1000: (76.03, {"rate": 0.2, "batch": 16, "size": 128, "alpha": 0.2, "beta": 1.0}),
     },
 }
+WHY = {
+    "der, 200": "not found out; drawn without replacement 57.50, so the draws are not the reason",
+    "derpp, 200": "not found out",
+}
 CHANCE = 100 / 9
 
 
