@@ -173,7 +173,7 @@ def priority(
         replacement: what goes for a new item, "priority" or "random"; random offers the batch's
             items one after the other, by a scan over their scores.
         draw: "uniform", or "score": with a chance proportional to the loss (the proportional
-            variant of prioritized replay, Schaul et al. 2016, section 3.3, with exponent 1 and
+            variant of prioritized replay, Schaul et al. 2016, with exponent 1 and
             without its importance weights). Both with replacement.
     """
     capacity = checks.whole("priority", "capacity", capacity)
@@ -250,7 +250,7 @@ class ByClass(NamedTuple):
 def class_balanced(capacity: int, classes: int) -> Policy:
     """The class-balancing reservoir: equal classes where the stream allows, each a uniform sample.
 
-    Chrysakis and Moens 2020, algorithm 1. While a slot is free an item takes it. Then an item whose
+    Chrysakis and Moens 2020. While a slot is free an item takes it. Then an item whose
     class was never the largest overwrites a random item of the largest class (of the largest
     classes); one of a class that is or was the largest overwrites a random item of its own class
     with the chance stored / offered of that class. Draws are uniform with replacement.
@@ -275,7 +275,7 @@ def class_balanced(capacity: int, classes: int) -> Policy:
 def greedy_balanced(capacity: int, classes: int) -> Policy:
     """GDumb's greedy sampler: the first items of each class, as many as its share allows.
 
-    Prabhu et al. 2020, section 3.2, algorithm 1. An item is taken while its class stores fewer than
+    Prabhu et al. 2020. An item is taken while its class stores fewer than
     capacity / (classes met so far); where no slot is free it overwrites a random item of the
     largest class (of the largest classes). Draws are uniform with replacement.
 
@@ -310,7 +310,7 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
 
     p_k = argmin_x || mean - (f(x) + f(p_1) + ... + f(p_{k-1})) / k ||, without taking one twice.
 
-    Rebuffi et al. 2017 (iCaRL), section 3.2, algorithms 4 and 5. f is divided by its length. Each
+    Rebuffi et al. 2017 (iCaRL). f is divided by its length. Each
     class met has the same share, capacity // classes met; as classes come the last exemplars of
     the earlier ones go. A class that is offered again keeps its first exemplars. It is filled at
     boundaries, where a whole task is at hand. Draws are uniform with replacement.

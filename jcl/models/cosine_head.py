@@ -12,8 +12,8 @@ def cosine_head(model: Model, where: str = "head", *, scale: float = 16.0) -> Mo
 
     logit_c = scale * x . w_c / (|x| |w_c|).
 
-    Gidaris and Komodakis 2018, section 3.2; as a remedy for heads that favour the latest classes,
-    Hou et al. 2019, section 3.1. The head's bias, if it has one, is left out. Differs from the
+    Gidaris and Komodakis 2018; as a remedy for heads that favour the latest classes,
+    Hou et al. 2019. The head's bias, if it has one, is left out. Differs from the
     papers in: the scale is given rather than learned.
 
     Args:

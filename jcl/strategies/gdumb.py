@@ -37,7 +37,7 @@ def gdumb(
     At a boundary: params <- `steps` steps of the optimizer from a fresh start, each on
     loss_fn(params, draw(memory, size)). In between updates are 0.
 
-    Prabhu et al. 2020, section 3. The memory is `jcl.memory.greedy_balanced`, filled at every step.
+    Prabhu et al. 2020. The memory is `jcl.memory.greedy_balanced`, filled at every step.
     It is a test of the benchmark as much as a method: what it scores needs no continual learning.
     Differs from the paper in: a number of steps on draws with replacement, not of epochs; no
     CutMix; training happens at every boundary, so that the matrix has all its rows.

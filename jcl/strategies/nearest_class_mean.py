@@ -28,8 +28,8 @@ def nearest_class_mean(
 
     logit_c = 2 mu_c . x - |mu_c|^2 = |x|^2 - |x - mu_c|^2; -1e9 for a class never seen.
 
-    Mensink et al. 2013, section 3, without a learned metric; iCaRL's rule (Rebuffi et al. 2017,
-    section 3.1) over all examples in place of exemplars. The model sees the computed head in
+    Mensink et al. 2013, without a learned metric; iCaRL's rule (Rebuffi et al. 2017)
+    over all examples in place of exemplars. The model sees the computed head in
     training as well, and the params' own head has no gradient. The means are exact only where the
     features stay: freeze the backbone, `chain(freeze("*"), nearest_class_mean(...))`, or let it
     learn with `chain(adamw(...), nearest_class_mean(...))` and the older means lag behind.

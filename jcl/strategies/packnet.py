@@ -32,7 +32,7 @@ def packnet(keep: float, *, retrain: float = 0.0) -> Strategy:
     Pruning: of each tensor's n free weights the round(keep n) of largest |weight| are the task's,
     the others become 0 and stay free.
 
-    Mallya and Lazebnik 2018, section 3. A task trains all free weights, prunes, and retrains those
+    Mallya and Lazebnik 2018. A task trains all free weights, prunes, and retrains those
     it kept. The phases lie within one task: the first step at progress >= 1 - retrain prunes; with
     retrain=0, or where `jcl.start_task` gave no length, the boundary prunes and nothing is
     retrained. Tensors with fewer than 2 axes (biases, norms) move in the first task only. A batch

@@ -25,7 +25,7 @@ def replay(
 
     The memory is a reservoir, a uniform sample of all examples offered so far, unless another
     policy is given; until something lies in it the term is zero. Rolnick et al. 2019 and
-    Chaudhry et al. 2019 ("On tiny episodic memories"), section 3. Differs from the latter in: the
+    Chaudhry et al. 2019 ("On tiny episodic memories"). Differs from the latter in: the
     two means are summed rather than taken over the joined batch, which for equal sizes is twice
     their loss.
 
