@@ -144,6 +144,7 @@ def learner(
         return state, {"loss": task_value, "total": value, **terms}
 
     def consolidate(state, batches):
+        batches = jax.tree.map(jnp.asarray, batches)
         key, key_consolidate = split(state.key, 2)
         strategy_state, params = strategy.consolidate(
             state.strategy,

@@ -487,8 +487,8 @@ def _check_classes(name: str, capacity: int, classes: int) -> tuple[int, int]:
     classes = checks.whole(name, "classes", classes)
     if classes > capacity:
         raise InputError(
-            f"{name}(capacity={capacity}, classes={classes}): there must be at least one class, "
-            "and room for an item of each."
+            f"{name}(capacity={capacity}, classes={classes}): there must be room for an item of "
+            "each class."
         )
     return capacity, classes
 

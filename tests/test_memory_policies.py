@@ -255,9 +255,9 @@ def test_balanced_draws_give_every_class_the_same_chance():
         (lambda: priority(5, keep="newest"), '"highest", "lowest"'),
         (lambda: priority(5, replacement="oldest"), '"priority", "random"'),
         (lambda: priority(5, draw="best"), '"uniform", "score"'),
-        (lambda: class_balanced(5, classes=6), "room for an item of each"),
+        (lambda: class_balanced(5, classes=6), "room for an item of each class"),
         (lambda: greedy_balanced(5, classes=0), "a whole number, at least 1"),
-        (lambda: herding(2, 3, lambda params, inputs: inputs), "room for an item of each"),
+        (lambda: herding(2, 3, lambda params, inputs: inputs), "room for an item of each class"),
     ],
 )
 def test_bad_arguments(make, message):

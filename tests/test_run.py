@@ -377,6 +377,7 @@ def edited(tmp_path, old, new):
         ("width: int = 16", "fresh: int = 16", "is an option of `jcl run`"),
         ("(\"signs\", 20)", "(\"signs\", 5)", "fewer than one batch"),
         ("jcl.chain(*(parts", "jcl.chain(*([jcl.ewc] + parts", "ewc instead of ewc("),
+        ("jcl.chain(*(parts", "jcl.chain(jcl.gem(4, tasks=2), *(parts", "has room for 2 tasks"),
         ("def build(", "def construct(", "has no build"),
         ("class Config:", "class Settings:", "has no Config"),
         ("seed=config.seed,\n        boundary", "boundary", "must hand config.seed on"),

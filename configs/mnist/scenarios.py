@@ -30,10 +30,10 @@ TABLE = {
     "offline": ((99.52, None, None), (98.59, None, None), (97.53, None, None)),
 }
 WHY = {
-    "lwf, domain": "another protocol: the code that Hsu et al. released holds no LwF; by that of "
-    "van de Ven and Tolias (the task's loss weighed by 1/t, a distillation over all classes met by "
-    "1 - 1/t) in 2,000 steps a task, two seeds gave 70.1 ± 4.8, a temporary script",
-    "lwf, class": "another protocol, as in the domain scenario: two seeds gave 20.6 ± 3.9 by it, "
+    "lwf, domain": "probably another protocol: the code that Hsu et al. released holds no LwF; "
+    "by that of van de Ven and Tolias (the task's loss weighed by 1/t, a distillation over all "
+    "classes met by 1 - 1/t) in 2,000 steps a task, two seeds gave 70.1 ± 4.8, a temporary script",
+    "lwf, class": "probably so, as in the domain scenario: two seeds gave 20.6 ± 3.9 by it, "
     "and 28.1 ± 9.7 in four epochs with both losses weighed by 1; jcl distils the old classes "
     "alone and leaves the new ones free",
     "l2, class": "not found out",

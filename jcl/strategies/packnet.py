@@ -36,8 +36,8 @@ def packnet(keep: float, *, retrain: float = 0.0) -> Strategy:
     it kept. The phases lie within one task: the first step at progress >= 1 - retrain prunes; with
     retrain=0, or where `jcl.start_task` gave no length, the boundary prunes and nothing is
     retrained. Tensors with fewer than 2 axes (biases, norms) move in the first task only. A batch
-    with `task` (the task of its first example, from 0) is seen by the weights that this task and
-    those before own; without it by all. Tasks beyond the 127th share its number.
+    with one `task` (from 0) for all examples is seen by the weights that this task and
+    those before own; any other by all. Tasks beyond the 127th share its number.
 
     Args:
         keep: share of the free weights that a task keeps, in (0, 1]; 0.5 leaves the next half of

@@ -25,8 +25,8 @@ def progressive_prompts(tasks: int) -> Strategy:
     logits = model([P_t ... P_1; inputs]), and only P_t moves.
 
     Razdaibiedina et al. 2023, section 3, over the slots of `jcl.models.prompts(..., slots=tasks)`.
-    A batch with `task` (of its first example, from 0) is seen through the prompts up to that
-    task's; without it through all up to the current one. The other params pass as they are: leave
+    A batch with one `task` (from 0) for all examples is seen through the prompts up to that
+    task's; any other through all up to the current one. The other params pass as they are: leave
     them to `freeze`, as the paper does. Its view tells the model how many prompts are used by an
     entry of its own in the params: put it right of other views, not inside `only`. Differs from
     the paper in: no network reparameterizes the prompts.

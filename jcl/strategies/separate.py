@@ -28,9 +28,9 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
 
     With where="*" this is the baseline of separate models, which neither forgets nor transfers
     (the independent models of Rusu et al. 2016, section 4); with "lora/*" LoRA per task, with
-    "head/*" a head per task over a shared body. The task is that of the batch's first example,
-    `batch["task"][0]`: one task a batch. A batch without `task` is seen by the live params, so
-    that without labels the strategy does nothing but restart. The optimizer's moments are not
+    "head/*" a head per task over a shared body. A batch has one `task`; one of
+    several, such as a draw from a memory, and one without are seen by the live params, so that
+    without labels the strategy does nothing but restart. The optimizer's moments are not
     part of it: give it `per_task(...)`.
 
     Args:
