@@ -28,7 +28,17 @@ OTHERS = {
     ),
     "Streams": (
         "data",
-        ("joint", "cumulative", "blurry", "fuzzy", "permuted", "rotated", "split", "mnist_360"),
+        (
+            "joint",
+            "cumulative",
+            "blurry",
+            "fuzzy",
+            "labelled",
+            "permuted",
+            "rotated",
+            "split",
+            "mnist_360",
+        ),
     ),
     "Wrappers of models": (
         "models",
@@ -57,12 +67,14 @@ def describe(function):
     missing = [field for field, value in found.items() if not value]
     if missing:
         raise ValueError(f"{name}: its docstring lacks {', '.join(missing)}")
-    return {**found, "configs": configs(f"jcl.{name}(")}
+    return {**found, "configs": configs(f"jcl.{name}")}
 
 
-def configs(call):
-    """The configs in which the call stands."""
-    uses = [path for path in sorted((ROOT / "configs").rglob("*.py")) if call in path.read_text()]
+def configs(function):
+    """The configs in which the function stands."""
+    named = re.compile(re.escape(function) + r"\b")
+    paths = sorted((ROOT / "configs").rglob("*.py"))
+    uses = [path for path in paths if named.search(path.read_text())]
     return ", ".join(f"`{path.relative_to(ROOT)}`" for path in uses) or "-"
 
 
@@ -93,7 +105,7 @@ def page():
             what, paper = " ".join(text.split("\n\n")[0].split()), PAPER.search(text)
             shown = paper.group() if paper else "-"
             call = f"jcl.{module}.{name}"
-            lines.append(f"| `{call}` | {what} | {shown} | {configs(f'{call}(')} |")
+            lines.append(f"| `{call}` | {what} | {shown} | {configs(call)} |")
     return "\n".join(lines) + "\n"
 
 

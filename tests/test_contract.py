@@ -94,6 +94,10 @@ TABLE = {
         jcl.replay(jcl.memory.class_balanced(24, classes=3), size=8, strength=strength),
         ADAMW,
     ],
+    "replay, greedy balanced": lambda strength: [
+        jcl.replay(jcl.memory.greedy_balanced(24, classes=3), size=8, strength=strength),
+        ADAMW,
+    ],
     "replay, priority": lambda strength: [
         jcl.replay(jcl.memory.priority(24, draw="score"), size=8, strength=strength),
         ADAMW,
@@ -137,6 +141,7 @@ TABLE = {
         ADAMW,
         jcl.nearest_class_mean(toy.inputs, toy.HIDDEN, head="body"),
     ],
+    "seen classes": lambda _: [jcl.seen_classes(toy.CLASSES), ADAMW],
     "slda": lambda _: [
         jcl.slda(toy.inputs, toy.HIDDEN, head="body", shrinkage=0.1),
         ADAMW,
@@ -154,6 +159,7 @@ TABLE = {
 }
 # Rows whose method wants a model of its own: (loss_fn, params of a seed).
 MODELS = {
+    "seen classes": (toy.masked_loss_fn, toy.params),
     "olora": (toy.adapted_loss_fn, toy.adapted_params),
     "progressive prompts": (toy.prompted_loss_fn, toy.prompted_params),
 }
@@ -161,7 +167,7 @@ MODELS = {
 WITHOUT_STRENGTH = {
     "naive", "agem", "agem at the step", "only agem", "gem", "gdumb", "freeze all but", "separate",
     "separate heads", "packnet", "packnet, retrained", "nearest class mean", "slda",
-    "olora", "progressive prompts",
+    "seen classes", "olora", "progressive prompts",
 }  # fmt: skip
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
@@ -171,7 +177,7 @@ OPTIONS = {
     "replay at the boundary", "ewc, sampled, in chunks", "only replay and adamw", "si, rectified",
     "only si", "only mas, in chunks", "l2 toward initial", "only lwf", "only rwalk, in chunks",
     "only shrink and perturb", "agem at the step", "only agem", "gss, grouped", "freeze all but",
-    "separate heads", "der, top", "replay, priority",
+    "separate heads", "der, top", "replay, priority", "replay, greedy balanced",
     "replay, priority, at random", "only ewc", "online ewc",
 }  # fmt: skip
 

@@ -158,6 +158,20 @@ def test_blurry_stages_share_a_part_and_lose_nothing():
         jcl.data.blurry(plain(), 1.0)
 
 
+def test_labelled_examples_carry_their_task():
+    stream = jcl.data.labelled(plain())
+    for number, task in enumerate(stream.tasks):
+        for source in (task.train, task.test):
+            assert source[3]["task"] == number
+            assert source.take(np.arange(4))["task"].tolist() == [number] * 4
+            assert source.arrays()["task"].shape == (len(source),)
+    met = jcl.data.joint(stream).stages[0].take(np.array([99, 100, 349]))
+    assert met["task"].tolist() == [0, 1, 2]
+    assert met["inputs"].tolist() == [99, 100, 349]
+    with pytest.raises(InputError, match="label the stream first"):
+        jcl.data.labelled(jcl.data.joint(plain()))
+
+
 def test_fuzzy_tasks_fade_into_each_other():
     stream = jcl.data.fuzzy(plain((1000, 1000)), 0.5, seed=1)
     (order,) = numbers_of(stream)

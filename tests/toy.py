@@ -20,6 +20,21 @@ def loss_fn(params, batch, key):
     return losses.mean(), {"logits": logits, "losses": losses}
 
 
+def masked_loss_fn(params, batch, key):
+    """`loss_fn` without the logits that batch["label_mask"] hides, the target's apart."""
+    _, aux = loss_fn(params, batch, key)
+    logits = aux["logits"]
+    if "label_mask" in batch:
+        shown = batch["label_mask"]
+        if "targets" in batch:
+            shown = shown | (jnp.arange(CLASSES) == batch["targets"][:, None])
+        logits = jnp.where(shown, logits, -1e9)
+    if "targets" not in batch:
+        return jnp.zeros(()), {"logits": logits}
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
+    return losses.mean(), {"logits": logits, "losses": losses}
+
+
 def adapted_loss_fn(params, batch, key):
     """`loss_fn` of a body with a low-rank product for each slot of params["lora"]["body"]."""
     product = jnp.einsum("sir,sro->io", *map(params["lora"]["body"].get, "ab"))

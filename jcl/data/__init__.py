@@ -1,6 +1,6 @@
 """Streams of tasks: sources, batches, text, images, and the domains of the demonstration."""
 
-from jcl.data.arrays import Arrays, Chosen, blurry, fuzzy
+from jcl.data.arrays import Arrays, Chosen, blurry, fuzzy, labelled
 from jcl.data.domains import domains
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
 from jcl.data.streams import (
@@ -43,6 +43,7 @@ __all__ = [
     "fuzzy",
     "held",
     "joint",
+    "labelled",
     "mnist",
     "mnist_360",
     "permuted",

@@ -108,6 +108,55 @@ class Chosen:
         return {key: leaf[self._indices] for key, leaf in held(self._source).items()}
 
 
+class Labelled:
+    """A source whose examples carry the number of their task, `task`."""
+
+    def __init__(self, source: Source, task: int):
+        self._source, self._task = source, np.int32(task)
+        self.ordered = getattr(source, "ordered", False)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Batch:
+        return {**self._source[index], "task": self._task}
+
+    def take(self, indices: np.ndarray) -> Batch:
+        """Gathers the examples `indices`, batch axis first, in the order asked for."""
+        return self._label(gather(self._source, np.asarray(indices)), len(indices))
+
+    def arrays(self) -> Batch:
+        """All examples."""
+        return self._label(held(self._source), len(self))
+
+    def _label(self, batch: Batch, number: int) -> Batch:
+        return {**batch, "task": np.broadcast_to(self._task, number)}
+
+
+def labelled(stream: Stream) -> Stream:
+    """Returns `stream` with examples that carry the number of their task, in training and test.
+
+    For methods that ask for a task label at prediction: `jcl.separate`, `jcl.packnet`,
+    `jcl.progressive_prompts`.
+
+    Args:
+        stream: whose stages are the train parts of its tasks; label before `joint` or `blurry`.
+
+    Raises:
+        InputError: the stages are others.
+    """
+    if stream.stages != tuple(task.train for task in stream.tasks):
+        raise InputError(
+            f"labelled: the stages of stream '{stream.name}' are not the train parts of its tasks: "
+            "label the stream first, and change its stages then"
+        )
+    tasks = tuple(
+        task._replace(train=Labelled(task.train, number), test=Labelled(task.test, number))
+        for number, task in enumerate(stream.tasks)
+    )
+    return Stream(stream.name, tasks)
+
+
 def blurry(stream: Stream, share: float, *, seed: int = 0) -> Stream:
     """Returns `stream` with stages that hold some examples of the other tasks.
 
