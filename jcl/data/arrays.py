@@ -112,7 +112,7 @@ class Labelled:
     """A source whose examples carry the number of their task, `task`."""
 
     def __init__(self, source: Source, task: int):
-        self._source, self._task = source, np.int32(task)
+        self._source, self._task = source, np.asarray(task, np.int32)
         self.ordered = getattr(source, "ordered", False)
 
     def __len__(self) -> int:
