@@ -99,13 +99,18 @@ def page():
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     for title, (module, names) in OTHERS.items():
         lines += ["", f"## {title}", ""]
-        lines += ["| function | what it does | paper | configs |", "|---|---|---|---|"]
+        heading = ["function", "what it does", "paper", "configs"]
+        if module == "models":
+            heading.insert(2, "formula")
+        lines += ["| " + " | ".join(heading) + " |", "|---" * len(heading) + "|"]
         for name in names:
             text = inspect.getdoc(getattr(getattr(jcl, module), name)) or ""
-            what, paper = " ".join(text.split("\n\n")[0].split()), PAPER.search(text)
-            shown = paper.group() if paper else "-"
-            call = f"jcl.{module}.{name}"
-            lines.append(f"| `{call}` | {what} | {shown} | {configs(call)} |")
+            paragraphs = [" ".join(each.split()) for each in text.split("\n\n")]
+            paper, call = PAPER.search(text), f"jcl.{module}.{name}"
+            cells = [f"`{call}`", paragraphs[0], paper.group() if paper else "-", configs(call)]
+            if module == "models":
+                cells.insert(2, _code(paragraphs[1]))
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 

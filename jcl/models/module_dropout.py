@@ -10,9 +10,10 @@ from jcl.models.model import Model
 def module_dropout(model: Model, rates: Mapping[str, float]) -> Model:
     """The model with dropout on the outputs of the chosen modules, beside its own.
 
-    output = y * mask / (1 - rate), mask Bernoulli with the chance 1 - rate (Srivastava et al.
-    2014). Off where the key is None. Each module's mask has a key folded with its path, so that it
-    does not depend on which others are chosen.
+    output = y * mask / (1 - rate), the mask Bernoulli with the chance 1 - rate.
+
+    Srivastava et al. 2014. Off where the key is None. Each module's mask has a key folded with its
+    path, so that it does not depend on which others are chosen.
 
     Args:
         model: any model made of Flax linen modules.

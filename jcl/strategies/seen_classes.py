@@ -15,9 +15,9 @@ def seen_classes(classes: int) -> Strategy:
     the batch's own mask. Heads are of full size from the start, so that nothing is traced again
     when classes arrive (class-incremental learning as in Rebuffi et al. 2017, whose head grows).
 
-    A batch's classes are seen from the next step on; before the first, nothing is hidden. In the
-    loss itself a target is never masked (`jcl.losses.classify`), so that the first batch of a
-    class is learned from.
+    A batch's classes are seen from the next step on. In the loss itself a target is never masked
+    (`jcl.losses.classify`), so that the first batch of a class is learned from; in the very first
+    step of all, each target is compared with nothing and the params stay.
 
     Args:
         classes: of the head.
@@ -41,10 +41,8 @@ def seen_classes(classes: int) -> Strategy:
         return jnp.zeros(classes, bool)
 
     def view(state, params, batch):
-        shown = state | ~jnp.any(state)  # before the first step nothing is masked
         mask = batch.get("label_mask")
-        rows = batch["inputs"].shape[0]
-        own = jnp.broadcast_to(shown, (rows, classes))
+        own = jnp.broadcast_to(state, (batch["inputs"].shape[0], classes))
         return params, {**batch, "label_mask": own if mask is None else own & (mask > 0)}
 
     def update(updates, state, params, *, batch, **_):
