@@ -51,7 +51,9 @@ def agem(capacity: int, size: int, *, insert: Literal["step", "boundary"] = "bou
         projects = (state.seen > 0) & (square > 0)
         share = jnp.where(projects, against / jnp.where(square > 0, square, 1.0), 0.0)
         updates = jax.tree.map(lambda g, r: g - share * r, updates, reference)
-        return updates, policy.insert(state, batch, key_insert) if insert == "step" else state
+        if insert == "step":
+            state = policy.insert(memories.after(state, updates), batch, key_insert)
+        return updates, state
 
     def consolidate(state, params, *, batches, key, **_):
         if insert == "step":

@@ -83,7 +83,8 @@ def der(
         return {name: jnp.where(state.seen > 0, term, 0.0) for name, term in terms.items()}
 
     def update(updates, state, params, *, batch, aux, key, **_):
-        return updates, policy.insert(state, {**batch, STORED: keep(aux["logits"])}, key)
+        met = {**batch, STORED: keep(aux["logits"])}
+        return updates, policy.insert(memories.after(state, updates), met, key)
 
     return strategy(name="der", init=init, loss=loss, update=update)
 

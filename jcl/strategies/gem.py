@@ -94,7 +94,7 @@ def gem(capacity: int, tasks: int, *, margin: float = 0.5) -> Strategy:
             lambda leaf, all: leaf + jnp.tensordot(pull, all, axes=1), updates, references
         )
 
-        own = jax.tree.map(lambda leaf: leaf[state.task], state.memories)
+        own = jax.tree.map(lambda leaf: leaf[state.task], memories.after(state.memories, updates))
         own = policy.insert(own, batch, None)
         slots = jax.tree.map(lambda all, one: all.at[state.task].set(one), state.memories, own)
         return updates, Episodes(slots, state.task)

@@ -88,6 +88,7 @@ def gss(
 
         scores = jnp.repeat(jax.lax.map(score, in_groups(batch, group)), group)
         scores = jnp.where(state.seen > 0, scores, 1.0)
+        state = memories.after(state, updates, scores)
         return updates, policy.insert(state, batch, key_insert, scores)
 
     def loss(state, params, **rest):

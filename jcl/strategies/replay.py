@@ -72,7 +72,7 @@ def replay(
         if insert == "boundary":
             return updates, state
         scores = policy.score(params, batch, aux) if policy.score else None
-        return updates, policy.insert(state, batch, key, scores)
+        return updates, policy.insert(memories.after(state, updates), batch, key, scores)
 
     def consolidate(state, params, *, batches, loss_fn, key, **_):
         if insert == "step":
