@@ -27,9 +27,10 @@ parity: .venv/parity
 claims: .venv/demo
 	$(BIN)/python benchmarks/quickstart.py
 
-# All of the published tables, or those named: make reproduce TABLES="split scenarios"
+# All of the published tables, those named, or some methods of them:
+# make reproduce TABLES="permuted rotated" METHODS="der derpp"
 reproduce: .venv/demo
-	$(BIN)/python benchmarks/reproduce.py $(TABLES)
+	$(BIN)/python benchmarks/reproduce.py $(TABLES) $(if $(METHODS),--only $(METHODS))
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py

@@ -83,13 +83,13 @@ def verdict(published, interval, mean, ours):
 
 
 def rows(table):
-    """(markdown line, verdict or None) for each cell."""
+    """(markdown line, verdict or None, wall seconds) for each cell."""
     why = getattr(load_config(CONFIGS / f"{table}.py"), "WHY", {})
     for name, _, _, published, interval, _ in cells(table):
         out = place(table, name)
         shown = f"{published:.2f}" + (f" ± {interval:.2f}" if interval else "")
         if not report.complete(out):
-            yield f"| {name} | {shown} | not run | | | | |", None
+            yield f"| {name} | {shown} | not run | | | | |", None, 0.0
             continue
         found = report.read(out)
         result = found["metrics"]["average_accuracy"]
@@ -103,6 +103,7 @@ def rows(table):
             + f" ({len(found['seeds'])}) | {mean - published:+.2f} | {found_verdict}{reason} | "
             f"{found['wall_seconds']:.0f} s | {commit[:8]} |",
             found_verdict,
+            found["wall_seconds"],
         )
 
 
@@ -121,7 +122,8 @@ def write_page():
         "the two intervals. The published intervals of Hsu et al. are made here from the standard "
         "deviations over ten runs that their released code computes. Written by `make reproduce`, "
         "which goes on where it was stopped; wall times are of runs beside others on the same "
-        "two cores.",
+        "two cores; a table that takes longer than 90 minutes can be run in parts, as in "
+        '`make reproduce TABLES=permuted METHODS="der derpp"`.',
         "",
         f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}; "
         f"{datetime.date.today().isoformat()}.",
@@ -129,17 +131,19 @@ def write_page():
     counts = {}
     for table, title in TITLES.items():
         found = list(rows(table))
-        verdicts = [each for _, each in found if each]
+        verdicts = [each for _, each, _ in found if each]
+        minutes = sum(seconds for *_, seconds in found) / 60
         counts[table] = (verdicts.count("reproduced"), len(verdicts), len(found))
         chances = dict.fromkeys(f"{cell[-1]:.1f}" for cell in cells(table))
         lines += ["", f"## {title}", ""]
         lines += [
             f"`configs/mnist/{table}.py`; reproduced {counts[table][0]} of {counts[table][1]} run, "
-            f"{counts[table][2]} in all. Chance is {' or '.join(chances)} %.",
+            f"{counts[table][2]} in all; {minutes:.0f} minutes. "
+            f"Chance is {' or '.join(chances)} %.",
             "",
             "| method | published | jcl | difference | verdict | wall time | commit |",
             "|---|---|---|---|---|---|---|",
-            *(line for line, _ in found),
+            *(line for line, *_ in found),
         ]
     PAGE.write_text("\n".join(lines) + "\n")
     return counts

@@ -34,8 +34,8 @@ TABLE = {
     },
 }
 WHY = {
-    "si": "not found out: with the penalty's own gradient in the path 67.7 instead of 67.9, with "
-    "PyTorch's initial biases 66.9 (3 and 5 seeds)",
+    "si": "the authors' released code, written in PyTorch, gave 67.5 ± 1.7 over eight seeds: the "
+    "published figure lies at the edge of what their own protocol gives, jcl's inside it",
 }
 CHANCE = 10.0
 

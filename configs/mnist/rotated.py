@@ -34,7 +34,9 @@ TABLE = {
     },
 }
 WHY = {
-    "si": "not found out; sgd too lies 3.9 points above its figure, though within its interval",
+    "si": "the authors' released code, written in PyTorch, gave 76.7 on three streams, and 71.6 "
+    "for sgd, as jcl does; the angles drawn decide: over jcl's ten streams sd 4.8, with sgd's "
+    "results correlated by .84",
 }
 CHANCE = 10.0
 

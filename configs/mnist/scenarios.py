@@ -30,13 +30,12 @@ TABLE = {
     "offline": ((99.52, None, None), (98.59, None, None), (97.53, None, None)),
 }
 WHY = {
-    "lwf, domain": "probably another protocol: the code that Hsu et al. released holds no LwF; "
-    "by that of van de Ven and Tolias (the task's loss weighed by 1/t, a distillation over all "
-    "classes met by 1 - 1/t) in 2,000 steps a task, two seeds gave 70.1 ± 4.8, a temporary script",
-    "lwf, class": "probably so, as in the domain scenario: two seeds gave 20.6 ± 3.9 by it, "
-    "and 28.1 ± 9.7 in four epochs with both losses weighed by 1; jcl distils the old classes "
-    "alone and leaves the new ones free",
-    "l2, class": "not found out",
+    "lwf, domain": "another protocol: the code that Hsu et al. released holds no LwF. By the first "
+    "released code of van de Ven and Tolias in PyTorch (2,000 steps a task, digits dealt to the "
+    "tasks by the seed, losses weighed by 1/t and 1 - 1/t) three seeds gave 75.9, and 67.6 where "
+    "the distillation is summed over the classes rather than averaged (one seed)",
+    "lwf, class": "another protocol, as in the domain scenario: by that code, which averages the "
+    "distillation over the classes, with targets of 0 for the new ones, three seeds gave 26.0",
 }
 CHANCE = {"task": 50.0, "domain": 50.0, "class": 10.0}
 
