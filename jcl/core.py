@@ -7,8 +7,9 @@ default, and a static name. `chain` composes strategies and optax transformation
 acts; `scheduled` lets an optimizer's learning rate follow the progress of the task.
 """
 
+import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +91,18 @@ def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
     return strategy(
         name="optax", init=lambda params, **_: part.init(params), update=_optax_update(part)
     )
+
+
+def never(arrays: Iterable[jax.Array]) -> jax.Array:
+    """False, which the compiler knows only once the arrays are there: so it puts what depends on it
+    behind them.
+
+    An array is written in place where nothing reads it later, and copied first otherwise. Of a
+    backward pass that reads the params, or a draw that reads a memory, XLA knows no order to the
+    writing unless one needs the other's result (an optimization barrier is taken out too early).
+    """
+    first = [array.ravel()[0] > jnp.inf for array in arrays if array.size]
+    return functools.reduce(jnp.logical_or, first, jnp.zeros((), bool))
 
 
 def split(key: jax.Array | None, number: int) -> Sequence[jax.Array | None]:

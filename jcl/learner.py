@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jcl import checks
-from jcl.core import Batch, Params, State, Strategy, lift, split
+from jcl.core import Batch, Params, State, Strategy, lift, never, split
 from jcl.errors import InputError
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
@@ -134,6 +134,8 @@ def learner(
             * (state.task_steps > 0),
             step=state.step,
         )
+        late = never(jax.tree.leaves(grad))
+        updates = jax.tree.map(lambda update: jnp.where(late, 0, update), updates)
         state = state._replace(
             params=optax.apply_updates(state.params, updates),
             strategy=strategy_state,

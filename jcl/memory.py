@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jcl import checks
+from jcl.core import never
 from jcl.errors import InputError
 
 Items = dict[str, Any]
@@ -72,12 +73,10 @@ def check_head(policy: Policy, aux: dict[str, Any]) -> None:
 def after(memory: Any, *known: Any) -> Any:
     """The memory as it is, for an insert that waits until the trees of arrays `known` are there.
 
-    They are made of what was drawn before: so the compiler sees that nothing reads the memory after
-    it is written and writes in place. Without that order it copies all items in every step.
+    They are made of what was drawn before, so that the memory is written in place (`core.never`).
     """
-    numbers = [jax.tree.leaves(tree)[0].ravel()[0] for tree in known]
-    never = sum((number > jnp.inf).astype(jnp.int32) for number in numbers)
-    return memory._replace(seen=memory.seen + never)
+    late = never(jax.tree.leaves(tree)[0] for tree in known)
+    return memory._replace(seen=memory.seen + late)
 
 
 class Reservoir(NamedTuple):

@@ -16,7 +16,7 @@ ALLOWED = {
     "allocator": set(),
     "paths": set(),
     "core": {"paths"},
-    "memory": set(),
+    "memory": {"core"},
     "strategies": {"core", "memory", "paths", "strategies"},
     "learner": {"core"},
     "losses": set(),
