@@ -3,6 +3,7 @@
 Command:  python benchmarks/step.py [--sizes byte small] [--repeats 15] [--out step.json]
               [--methods replay EWC SI MAS LwF A-GEM DER++]
 
+The states of all methods are held at once: at "small" seven of them did not fit in 24 GiB.
 Both libraries run with the allocator settings of `jcl run` (jcl/allocator.py).
 float32, dropout 0, AdamW with the same settings, the same shapes, one process, all steps timed in
 turn (A B C A B C ...), medians. "share of peak" is the step's floating-point operations a second
