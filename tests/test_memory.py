@@ -1,11 +1,17 @@
 """The reservoir: uniform, exact in its counting, whatever the size of the batch."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+import toy
 
+import jcl
 from jcl import InputError
+from jcl.learner import by_index
 from jcl.memory import reservoir
 
 
@@ -99,3 +105,26 @@ def test_without_a_key_it_is_deterministic():
 def test_capacity_zero_is_refused():
     with pytest.raises(InputError, match="a whole number, at least 1"):
         reservoir(0)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        jcl.replay(999, size=8),
+        jcl.agem(999, size=8, insert="step"),
+        jcl.der(999, 8, 0.5, replay_strength=0.5),
+    ],
+    ids=lambda part: part.name,
+)
+def test_a_compiled_loop_copies_neither_memory_nor_params(part):
+    """XLA copies what is written while something may still read it: see `core.never`."""
+    learner = jcl.learner(toy.loss_fn, jcl.chain(part, optax.sgd(0.1)))
+    state = learner.init(jax.random.key(0), toy.params(), toy.batch(0))
+    data = (toy.batch(0), jnp.zeros((4, toy.BATCH), jnp.int32))
+    steps = jax.jit(by_index(learner.step), donate_argnums=0)
+    program = steps.lower(state, data).compile().as_text()
+    assert f"f32[999,{toy.INPUTS}]" in program
+    copied = re.findall(r"= (\w+\[[\d,]+\])\S* copy\(", program)
+    held = {f"f32[999,{toy.INPUTS}]", "s32[999]", f"f32[999,{toy.CLASSES}]"}
+    params = {f"f32[{toy.INPUTS},{toy.HIDDEN}]", f"f32[{toy.HIDDEN},{toy.CLASSES}]"}
+    assert not (held | params) & set(copied)
