@@ -134,7 +134,7 @@ def learner(
             * (state.task_steps > 0),
             step=state.step,
         )
-        late = never(jax.tree.leaves(grad))
+        late = never(jax.tree.leaves(updates))
         updates = jax.tree.map(lambda update: jnp.where(late, 0, update), updates)
         state = state._replace(
             params=optax.apply_updates(state.params, updates),

@@ -75,7 +75,7 @@ def after(memory: Any, *known: Any) -> Any:
 
     They are made of what was drawn before, so that the memory is written in place (`core.never`).
     """
-    late = never(jax.tree.leaves(tree)[0] for tree in known)
+    late = never(leaf for tree in known for leaf in jax.tree.leaves(tree)[:1])
     return memory._replace(seen=memory.seen + late)
 
 
