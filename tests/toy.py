@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+import jcl
+
 INPUTS, HIDDEN, CLASSES, BATCH = 5, 8, 3, 16
 
 
@@ -20,19 +22,10 @@ def loss_fn(params, batch, key):
     return losses.mean(), {"logits": logits, "losses": losses}
 
 
-def masked_loss_fn(params, batch, key):
-    """`loss_fn` without the logits that batch["label_mask"] hides, the target's apart."""
-    _, aux = loss_fn(params, batch, key)
-    logits = aux["logits"]
-    if "label_mask" in batch:
-        shown = batch["label_mask"]
-        if "targets" in batch:
-            shown = shown | (jnp.arange(CLASSES) == batch["targets"][:, None])
-        logits = jnp.where(shown, logits, -1e9)
-    if "targets" not in batch:
-        return jnp.zeros(()), {"logits": logits}
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"])
-    return losses.mean(), {"logits": logits, "losses": losses}
+# `loss_fn` that heeds batch["label_mask"].
+masked_loss_fn = jcl.losses.classify(
+    lambda params, inputs, key: loss_fn(params, {"inputs": inputs}, key)[1]["logits"]
+)
 
 
 def adapted_loss_fn(params, batch, key):

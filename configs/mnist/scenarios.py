@@ -30,11 +30,11 @@ TABLE = {
     "offline": ((99.52, None, None), (98.59, None, None), (97.53, None, None)),
 }
 WHY = {
-    "lwf, domain": "another protocol: the code that Hsu et al. released holds no LwF. By the first "
-    "released code of van de Ven and Tolias in PyTorch (2,000 steps a task, digits dealt to the "
-    "tasks by the seed, losses weighed by 1/t and 1 - 1/t) three seeds gave 75.9, and 67.6 where "
-    "the distillation is summed over the classes rather than averaged (one seed)",
-    "lwf, class": "another protocol, as in the domain scenario: by that code, which averages the "
+    "lwf, domain": "the protocol is not known: the code that Hsu et al. released holds no LwF. By "
+    "the first released code of van de Ven and Tolias in PyTorch (2,000 steps a task, digits dealt "
+    "to the tasks by the seed, losses weighed by 1/t and 1 - 1/t) three seeds gave 75.9, and 67.6 "
+    "where the distillation is summed over the classes rather than averaged (one seed)",
+    "lwf, class": "as in the domain scenario: by that code, which averages the "
     "distillation over the classes, with targets of 0 for the new ones, three seeds gave 26.0",
 }
 CHANCE = {"task": 50.0, "domain": 50.0, "class": 10.0}
