@@ -94,5 +94,4 @@ def build(config: Config) -> jcl.Experiment:
         batch_size=config.batch_size,
         steps=config.steps,
         seed=config.seed,
-        seeds_by="map",
     )

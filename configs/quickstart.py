@@ -76,5 +76,4 @@ def build(config: Config) -> jcl.Experiment:
         steps=steps,
         seed=config.seed,
         boundary_batches=config.boundary_batches,
-        seeds_by="map",
     )

@@ -4,16 +4,19 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import os
 import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
+import jax
 import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jcl import checks
 from jcl.allocator import keep_freed_memory
 from jcl.errors import InputError
 
@@ -36,12 +39,15 @@ class RunOptions:
         out: the run folder; by default runs/<config>/<method>.
         fresh: start again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a task.
+        cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
+            out; by default enough for several seeds to occupy every core, 1 for one seed.
     """
 
     seeds: int = 1
     out: Path | None = None
     fresh: bool = False
     save_minutes: float = 5.0
+    cpu_devices: int | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -117,17 +123,55 @@ def _run(arguments: list[str]) -> None:
         combined, args=rest, prog=f"jcl run {path}", description=(module.__doc__ or "").strip()
     )
 
+    options = dataclasses.asdict(parsed.options)
+    _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds)
+
     from jcl import report
     from jcl.run import run
 
     console = _console()
-    finished, place = run(
-        module.build, parsed.config, config_file=path, console=console,
-        **dataclasses.asdict(parsed.options),
-    )  # fmt: skip
+    finished, place = run(module.build, parsed.config, config_file=path, console=console, **options)
     report.show([finished], console)
     names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))
     console.print(f"{place}: {names}", soft_wrap=True)
+
+
+def _set_cpu_devices(asked: int | None, seeds: int) -> None:
+    """Small matmuls do not fill several cores, but several seeds do, each on a device of its own.
+
+    What XLA_FLAGS or JAX's own setting says of the number of devices stays.
+    """
+    told = "device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
+    if asked is None:
+        number = enough_devices(seeds, len(os.sched_getaffinity(0)))
+        if told or number == 1:
+            return
+    else:
+        number = checks.whole("jcl run", "--cpu-devices", asked)
+        if told:
+            raise InputError(
+                f"--cpu-devices {asked}: XLA_FLAGS or JAX_NUM_CPU_DEVICES gives the number of "
+                "devices as well; leave one of them out."
+            )
+    try:
+        jax.config.update("jax_num_cpu_devices", number)
+    except RuntimeError as error:  # JAX was used before, as by a config at its top
+        if asked is not None:
+            raise InputError(
+                f"--cpu-devices {asked}: JAX is in use already, which fixes its devices; let the "
+                "config use JAX in build(config) only."
+            ) from error
+
+
+def enough_devices(seeds: int, cores: int) -> int:
+    """The smallest divisor of the seeds that is no smaller than the cores, else the seeds.
+
+    >>> [enough_devices(seeds, cores=2) for seeds in (1, 2, 3, 10)]
+    [1, 2, 3, 2]
+    """
+    return min(
+        n for n in range(1, max(1, seeds) + 1) if seeds % n == 0 and (n >= cores or n >= seeds)
+    )
 
 
 def _report(arguments: list[str]) -> None:

@@ -8,7 +8,6 @@ acts; `scheduled` lets an optimizer's learning rate follow the progress of the t
 """
 
 import functools
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +44,8 @@ class Strategy(NamedTuple):
             "step" where it expects the step that an optimizer on its left has made of it, "any"
             where it leaves the updates alone or either will do.
         tasks: how many tasks it has room for; None for any number.
+        optimizes: whether it makes a step of the gradient, as optax transformations are taken to.
+        needs: keys that a batch must hold at prediction, such as "task".
 
     `loss_fn` is the task's loss through all views, without any strategy's terms. A key of None
     means deterministic, in every function.
@@ -58,6 +59,28 @@ class Strategy(NamedTuple):
     name: str
     side: str
     tasks: int | None = None
+    optimizes: bool = False
+    needs: frozenset[str] = frozenset()
+
+
+def _no_state(params: Params, **_: Any) -> State:
+    return ()
+
+
+def _see_all(state: State, params: Params, batch: Batch) -> tuple[Params, Batch]:
+    return params, batch
+
+
+def _no_terms(state: State, params: Params, **_: Any) -> dict[str, jax.Array]:
+    return {}
+
+
+def _same_updates(updates: Params, state: State, params: Params, **_: Any) -> tuple[Params, State]:
+    return updates, state
+
+
+def _same_state(state: State, params: Params, **_: Any) -> tuple[State, Params]:
+    return state, params
 
 
 def strategy(
@@ -65,18 +88,18 @@ def strategy(
     name: str,
     side: str = "any",
     tasks: int | None = None,
-    init: Callable[..., State] = lambda params, **_: (),
-    view: Callable[..., tuple[Params, Batch]] = lambda state, params, batch: (params, batch),
-    loss: Callable[..., dict[str, jax.Array]] = lambda state, params, **_: {},
-    update: Callable[..., tuple[Params, State]] = lambda updates, state, params, **_: (
-        updates,
-        state,
-    ),
-    consolidate: Callable[..., tuple[State, Params]] = lambda state, params, **_: (state, params),
+    optimizes: bool = False,
+    needs: Iterable[str] = (),
+    init: Callable[..., State] = _no_state,
+    view: Callable[..., tuple[Params, Batch]] = _see_all,
+    loss: Callable[..., dict[str, jax.Array]] = _no_terms,
+    update: Callable[..., tuple[Params, State]] = _same_updates,
+    consolidate: Callable[..., tuple[State, Params]] = _same_state,
 ) -> Strategy:
     """A strategy whose functions are the identity unless given."""
     checks.one_of(name, "side", side, ("gradient", "step", "any"))
-    return Strategy(init, view, loss, update, consolidate, name, side, tasks)
+    needs = frozenset(needs)
+    return Strategy(init, view, loss, update, consolidate, name, side, tasks, optimizes, needs)
 
 
 def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
@@ -89,7 +112,10 @@ def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
             "function instead of what it returns, ewc instead of ewc(strength=100.0)?"
         )
     return strategy(
-        name="optax", init=lambda params, **_: part.init(params), update=_optax_update(part)
+        name="optax",
+        optimizes=True,
+        init=lambda params, **_: part.init(params),
+        update=_optax_update(part),
     )
 
 
@@ -127,7 +153,7 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
     lifted = [lift(part) for part in parts]
     if not lifted:
         raise InputError("chain(): give at least one part, such as optax.adamw(1e-3).")
-    optimizes = [bool(re.search(r"\boptax\b", part.name)) for part in lifted]
+    optimizes = [part.optimizes for part in lifted]
     for position, part in enumerate(lifted):
         left, right = any(optimizes[:position]), any(optimizes[position + 1 :])
         call = part.name if part.name.endswith(")") else f"{part.name}(...)"
@@ -177,17 +203,34 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
     if "gradient" in sides and not any(optimizes):
         side = "gradient"  # as a part of a longer chain
     rooms = [part.tasks for part in lifted if part.tasks is not None]
-    tasks = min(rooms, default=None)
-    return Strategy(init, view, loss, update, consolidate, f"chain({names})", side, tasks)
+    return Strategy(
+        init,
+        view if any(part.view is not _see_all for part in lifted) else _see_all,
+        loss if any(part.loss is not _no_terms for part in lifted) else _no_terms,
+        update,
+        consolidate if any(part.consolidate is not _same_state for part in lifted) else _same_state,
+        f"chain({names})",
+        side,
+        tasks=min(rooms, default=None),
+        optimizes=any(optimizes),
+        needs=frozenset().union(*(part.needs for part in lifted)),
+    )
 
 
 def per_task(part: Strategy | optax.GradientTransformation) -> Strategy:
-    """The part with a fresh state for every task, such as an optimizer's moments and schedule."""
+    """The part with a fresh state for every task, such as an optimizer's moments and schedule.
+
+    Raises:
+        InputError: the part views, adds a loss or consolidates, and so is there to remember what
+            was before the boundary.
+    """
     part = lift(part)
-    if "periodically" in part.name:
+    own = (part.view is _see_all, part.loss is _no_terms, part.consolidate is _same_state)
+    if not all(own):
         raise InputError(
-            f"per_task({part.name}) would empty the ring of the last batches at every boundary: "
-            "write periodically(per_task(...), ...), or leave one of them out."
+            f"per_task({part.name}) would forget at every boundary what {part.name} keeps of the "
+            "tasks before. per_task is for optimizers: "
+            f"chain({part.name}, per_task(optax.adamw(...)))."
         )
 
     def consolidate(state, params, *, batches, loss_fn, **_):
@@ -266,15 +309,13 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
         due = (step + 1) % every == 0
         return updates, Periodic(jax.lax.cond(due, consolidate, lambda own: own, inner), ring)
 
-    return Strategy(
-        init,
-        view,
-        loss,
-        update,
-        lambda state, params, **_: (state, params),
-        f"periodically({part.name})",
-        part.side,
-        part.tasks,
+    return part._replace(
+        init=init,
+        view=view,
+        loss=loss,
+        update=update,
+        consolidate=_same_state,
+        name=f"periodically({part.name})",
     )
 
 
@@ -333,8 +374,14 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         )
         return state, _merge(params, chosen)
 
-    name = f"only({part.name})"
-    return Strategy(init, view, loss, update, consolidate, name, part.side, part.tasks)
+    return part._replace(
+        init=init,
+        view=view if part.view is not _see_all else _see_all,
+        loss=loss if part.loss is not _no_terms else _no_terms,
+        update=update,
+        consolidate=consolidate if part.consolidate is not _same_state else _same_state,
+        name=f"only({part.name})",
+    )
 
 
 def scheduled(

@@ -11,7 +11,7 @@ import optax
 from jcl import checks, data
 from jcl.core import Strategy, lift
 from jcl.errors import InputError
-from jcl.learner import LossFn
+from jcl.learner import LossFn, check_needs
 from jcl.losses import Measure
 from jcl.models import Model
 
@@ -36,8 +36,11 @@ class Experiment:
         seed: of the initial params, of dropout and draws, and of the data's order.
         boundary_batches: batches that `consolidate` gets, drawn from the stage's examples.
         evaluation_batch_size: examples an evaluation batch; by default `batch_size`.
+        evaluate: "boundaries" fills the whole matrix; "end" only its first and last row, which
+            leaves all metrics but the final average undefined.
         log_every: steps between two lines of metrics.
-        seeds_by: how several seeds share one program, as in `jcl.over_seeds`.
+        seeds_by: how the seeds of one device share it, as in `jcl.over_seeds`; by default "map" on
+            a CPU and "vmap" elsewhere.
         device_data: hold the stage's and the tests' examples on the device and take up to
             `log_every` steps in one call, each gathering its batch by index; for examples so small
             that handing over a batch costs as much as the step. The sources need `arrays()`.
@@ -57,14 +60,16 @@ class Experiment:
     seed: int = 0
     boundary_batches: int = 8
     evaluation_batch_size: int | None = None
+    evaluate: Literal["boundaries", "end"] = "boundaries"
     log_every: int = 10
-    seeds_by: Literal["vmap", "map"] = "vmap"
+    seeds_by: Literal["vmap", "map"] | None = None
     device_data: bool = False
     probes: Mapping[str, Callable[[Any, data.Batch], Any]] = field(default_factory=dict)
 
     def __post_init__(self):
         for name in ("batch_size", "boundary_batches", "log_every"):
             checks.whole("Experiment", name, getattr(self, name))
+        checks.one_of("Experiment", "evaluate", self.evaluate, ("boundaries", "end"))
         if not isinstance(self.measure, Measure):
             raise InputError(
                 f"Experiment(measure={self.measure!r}): give a jcl.losses.Measure, such as "
@@ -155,6 +160,7 @@ def check(experiment: Experiment) -> Any:
     for part, found in (("train", training), ("test", testing)):
         for name, example in found.items():
             _check_targets(aux, f"the {part} part of {name}", example)
+    check_needs(strategy, test)
     jax.eval_shape(experiment.measure.function, params, test)
     for name, probe in experiment.probes.items():
         shape = jax.eval_shape(probe, params, test)

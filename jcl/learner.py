@@ -71,6 +71,10 @@ def learner(
         measure: (params, batch) -> sum, count; by default the sum of the losses of
             the examples that count (whose mask is not all 0) and their number.
 
+    Raises:
+        InputError: no part of the strategy makes a step of the gradient, which would be added to
+            the params as it is.
+
     >>> import jax, jax.numpy as jnp, jcl, optax
     >>> def loss_fn(params, batch, key):
     ...     losses = (batch["inputs"] @ params["w"] - batch["targets"]) ** 2
@@ -83,6 +87,12 @@ def learner(
     1.0
     """
     strategy = lift(strategy)
+    if not strategy.optimizes:
+        raise InputError(
+            f"learner(loss_fn, {strategy.name}): without an optimizer the gradient itself would be "
+            f"added to the params. Give it one: jcl.chain({strategy.name}, optax.adamw(1e-3)); a "
+            "strategy of your own that makes the step says so by optimizes=True."
+        )
 
     def task_loss(strategy_state):
         def loss(params, batch, key):
@@ -163,6 +173,7 @@ def learner(
         )
 
     def predict(state, batch):
+        check_needs(strategy, batch)
         unlabelled = {name: leaf for name, leaf in batch.items() if name != "targets"}
         return task_loss(state.strategy)(state.params, unlabelled, None)[1]
 
@@ -173,10 +184,26 @@ def learner(
         return (losses * counted).sum(), counted.sum()
 
     def evaluate(state, batch):
+        check_needs(strategy, batch)
         params, seen = _see(strategy, state.strategy, state.params, batch)
         return (measure or sum_of_losses)(params, seen)
 
     return Learner(init, step, consolidate, predict, evaluate)
+
+
+def check_needs(strategy: Strategy, batch: Batch) -> None:
+    """Refuses a batch to predict on that lacks what the strategy needs there.
+
+    Raises:
+        InputError: it lacks a key, such as "task".
+    """
+    missing = sorted(strategy.needs - set(batch))
+    if missing:
+        raise InputError(
+            f"{strategy.name} needs {', '.join(map(repr, missing))} in the batches of a prediction "
+            f"or evaluation, which hold {', '.join(sorted(batch))}. Labels of tasks come from "
+            "jcl.data.labelled(stream), or from a task-incremental scenario."
+        )
 
 
 def start_task(state: LearnerState, steps: int) -> LearnerState:

@@ -3,7 +3,7 @@
 import collections
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ class Program:
         self.experiments = experiments
         first = experiments[0]
         self._batch = _check_all(experiments)
-        self._placement = Placement(first.batch_size)
+        self._placement = Placement(first.batch_size, len(experiments))
         self._learner = learner(first.loss_fn, first.strategy, measure=first.measure.function)
         functions = self._learner
         if first.device_data:
@@ -40,26 +40,22 @@ class Program:
                 step=by_index(functions.step), evaluate=over_batches(functions.evaluate)
             )
         if len(experiments) > 1:
-            functions = over_seeds(functions, by=first.seeds_by)
-        place = self._placement.state
+            functions = over_seeds(functions, by=first.seeds_by or _quickest())
+        shapes = jax.eval_shape(self._initial)
+        place = self._placement.state(shapes)
+        self.abstract = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            place,
+        )
         self.traces = collections.Counter()  # of each compiled function
-        self._step = jax.jit(
-            self._counted("step", functions.step), donate_argnums=0, out_shardings=place
-        )
-        self.consolidate = jax.jit(
-            self._counted("consolidate", functions.consolidate),
-            donate_argnums=0,
-            out_shardings=place,
-        )
-        self._evaluate = jax.jit(self._counted("evaluate", functions.evaluate), out_shardings=place)
+        self._step = self._compiled("step", functions.step, (place, None))
+        self.consolidate = self._compiled("consolidate", functions.consolidate, place)
+        self._evaluate = self._compiled("evaluate", functions.evaluate)
         self._tests: list[Any] = []  # of every task, once they are held on the device
         probe = functools.partial(_probe, dict(first.probes))
         self._probe = jax.jit(jax.vmap(probe) if len(experiments) > 1 else probe)
         self._finite = jax.jit(_all_finite)
-        self.abstract = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-            jax.eval_shape(self._initial),
-        )
         # Traced on shapes, so that a strategy refuses what it must before anything is compiled.
         plain = over_seeds(self._learner) if len(experiments) > 1 else self._learner
         jax.eval_shape(plain.step, self.abstract, self._abstract_batch())
@@ -75,7 +71,7 @@ class Program:
 
     def initial(self) -> LearnerState:
         """The state before the first step."""
-        return jax.jit(self._initial, out_shardings=self._placement.state)()
+        return jax.jit(self._initial, out_shardings=self._placement.state(self.abstract))()
 
     def calls(self, stage: int, start: int, stop: int) -> Iterator[Call]:
         """What takes the state from one step of a stage to another."""
@@ -199,15 +195,22 @@ class Program:
         """One batch per seed -> one batch on the device; a whole one is not split over devices."""
         several = len(self.experiments) > 1
         batch = data.stack(batches) if several else batches[0]
-        place = self._placement.state if whole else self._placement.batch(leading + several)
-        return jax.device_put(batch, place)
+        return jax.device_put(batch, self._placement.batch(leading + several, whole=whole))
 
-    def _counted(self, name: str, function: Callable) -> Callable:
+    def _compiled(self, name: str, function: Callable, place: Any = None) -> Callable:
+        """The function for all devices; with a place for its results it is given its state."""
+        function = self._placement.deal(function)
+
         def traced(*arguments):
             self.traces[name] += 1
             return function(*arguments)
 
-        return traced
+        return jax.jit(traced, donate_argnums=() if place is None else 0, out_shardings=place)
+
+
+def _quickest() -> Literal["vmap", "map"]:
+    """How seeds share a device: matmuls of several seeds are no faster together on a CPU."""
+    return "map" if jax.default_backend() == "cpu" else "vmap"
 
 
 def _probe(probes: dict[str, Callable], params: Any, batch: Any) -> dict[str, jax.Array]:

@@ -124,7 +124,7 @@ def _rows(report: dict[str, Any]) -> list[list[str]]:
     mean = np.asarray(report["matrix"]).mean(axis=0)
     names = ["(before)", *report["tasks"]]
     if len(mean) != len(names):
-        names = ["(before)", *[f"stage {number}" for number in range(len(mean) - 1)]]
+        names = ["(before)", *[f"stage {number}" for number in range(len(mean) - 2)], "(all)"]
     return [
         [name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, mean, strict=True)
     ]

@@ -174,7 +174,8 @@ def _train(
                     save(state)
             log.flush()
             state = program.consolidate(state, program.boundary_batches(stage))
-            evaluate(state, name)
+            if experiment.evaluate == "boundaries" or stage == len(lengths) - 1:
+                evaluate(state, name)
             position.stage, position.step = stage + 1, 0
             save(state)
         finished = report.make(

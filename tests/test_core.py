@@ -163,6 +163,44 @@ def test_periodically_stays_a_branch_over_seeds():
     assert "cond[" in text
 
 
+@pytest.mark.parametrize(
+    "part", [jcl.ewc(1.0), jcl.chain(jcl.replay(9, 2)), jcl.only("*", jcl.seen_classes())]
+)
+def test_a_method_is_no_optimizer(part):
+    with pytest.raises(InputError, match="without an optimizer"):
+        jcl.learner(toy.loss_fn, part)
+    with pytest.raises(InputError, match="would forget at every boundary"):
+        jcl.per_task(part)
+
+
+def test_a_step_of_ones_own_says_so():
+    descend = jcl.strategy(
+        name="descend",
+        optimizes=True,
+        update=lambda updates, state, params, **_: (
+            jax.tree.map(lambda leaf: -0.1 * leaf, updates),
+            state,
+        ),
+    )
+    own = jcl.learner(toy.loss_fn, jcl.chain(jcl.ewc(1.0), jcl.per_task(descend)))
+    optaxs = jcl.learner(toy.loss_fn, jcl.chain(jcl.ewc(1.0), optax.sgd(0.1)))
+    ends = [
+        learner.step(learner.init(None, toy.params(), toy.batch(0)), toy.batch(0))[0].params
+        for learner in (own, optaxs)
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+@pytest.mark.parametrize("part", [jcl.separate("head/*", 2), jcl.packnet(0.5)])
+def test_a_prediction_without_the_label_of_its_task_is_refused(part):
+    learner = jcl.learner(toy.loss_fn, jcl.chain(optax.sgd(0.1), part))
+    batch = {key: leaf for key, leaf in toy.batch(0).items() if key != "task"}
+    state, _ = learner.step(learner.init(None, toy.params(), batch), batch)  # training needs none
+    for function in (learner.predict, learner.evaluate):
+        with pytest.raises(InputError, match=r"needs 'task'.*jcl.data.labelled"):
+            function(state, batch)
+
+
 def test_periodically_refuses():
     with pytest.raises(InputError, match="between 1 and every"):
         jcl.periodically(jcl.ewc(1.0), every=2, batches=3)
@@ -170,7 +208,8 @@ def test_periodically_refuses():
         name="prune",
         consolidate=lambda state, params, **_: (state, jax.tree.map(jnp.zeros_like, params)),
     )
-    learner = jcl.learner(toy.loss_fn, jcl.periodically(prune, every=2, batches=1))
+    strategy = jcl.chain(jcl.periodically(prune, every=2, batches=1), optax.sgd(0.1))
+    learner = jcl.learner(toy.loss_fn, strategy)
     with pytest.raises(InputError, match="changes the params"):
         learner.step(learner.init(None, toy.params(), toy.batch(0)), toy.batch(0))
 

@@ -245,6 +245,36 @@ def test_seeds_in_one_program_equal_seeds_alone(tmp_path):
     assert together["metrics"]["average_accuracy"]["ci95"] > 0
 
 
+def test_seeds_dealt_out_over_devices_resume_bitwise(tmp_path):
+    arguments = ("--epochs", "1", "--seeds", "4", "--save-minutes", "0.001", "--cpu-devices", "2")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert command("--out", straight, *arguments).returncode == 0
+    killed("task", 9, "--out", broken, *arguments)
+    done = command("--out", broken, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "going on from stage" in done.stdout
+    assert json.loads((broken / "config.json").read_text())["devices"]["count"] == 2
+    assert read(broken)["matrix"] == read(straight)["matrix"]
+    assert metric_lines(broken) == metric_lines(straight)
+
+
+def test_evaluated_at_the_end_alone(finished, tmp_path):
+    assert command("--out", tmp_path / "run", "--evaluate", "end").returncode == 0
+    report, whole = read(tmp_path / "run"), read(finished)
+    assert report["matrix"][0] == [whole["matrix"][0][0], whole["matrix"][0][-1]]
+    name = "average_accuracy"
+    assert report["metrics"][name]["mean"] == whole["metrics"][name]["mean"]
+    assert report["metrics"]["forgetting"]["mean"] is None
+    assert "| (all) |" in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_a_device_count_given_twice_is_refused(tmp_path, capsys):
+    arguments = ("--seeds", "2", "--cpu-devices", "2", "--out", str(tmp_path / "run"))
+    assert main(["run", str(TINY), *arguments]) == 1
+    assert "XLA_FLAGS" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_finished_run_is_shown_again(finished, capsys):
     before = (finished / "report.json").stat().st_mtime_ns
     assert main(["run", str(TINY), "--out", str(finished)]) == 0

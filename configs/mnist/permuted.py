@@ -46,6 +46,7 @@ class Config:
     buffer: int = 0
     tasks: int = 20
     strength: float | None = None  # of oewc and si; by default as in the table
+    evaluate: Literal["boundaries", "end"] = "boundaries"  # the table needs the end alone
     seed: int = 0
 
 
@@ -89,6 +90,7 @@ def build(config: Config) -> jcl.Experiment:
         seed=config.seed,
         boundary_batches=116 if config.method == "oewc" else 1,  # a quarter of the examples
         evaluation_batch_size=2000,
+        evaluate=config.evaluate,
         log_every=117,
         device_data=not joint,  # 20 copies of MNIST a seed would not be worth their memory
     )

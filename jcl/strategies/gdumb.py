@@ -100,4 +100,11 @@ def gdumb(
         params, _ = jax.lax.fori_loop(0, number, train, (params, optimizer.init(params)))
         return state, params
 
-    return strategy(name="gdumb", side="step", init=begin, update=update, consolidate=consolidate)
+    return strategy(
+        name="gdumb",
+        side="step",
+        optimizes=True,
+        init=begin,
+        update=update,
+        consolidate=consolidate,
+    )

@@ -113,5 +113,11 @@ def packnet(keep: float, *, retrain: float = 0.0) -> Strategy:
         return Packing(state.owner, task, jnp.zeros((), bool)), params
 
     return strategy(
-        name="packnet", side="step", init=init, view=view, update=update, consolidate=consolidate
+        name="packnet",
+        side="step",
+        needs={"task"},
+        init=init,
+        view=view,
+        update=update,
+        consolidate=consolidate,
     )

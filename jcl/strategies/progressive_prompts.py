@@ -82,4 +82,5 @@ def progressive_prompts(tasks: int) -> Strategy:
         update=update,
         consolidate=consolidate,
         tasks=tasks,
+        needs={"task"},
     )

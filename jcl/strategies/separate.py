@@ -28,10 +28,10 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
 
     With where="*" this is the baseline of separate models, which neither forgets nor transfers
     (the independent models of Rusu et al. 2016, section 4); with "lora/*" LoRA per task, with
-    "head/*" a head per task over a shared body. A batch has one `task`; one of
-    several, such as a draw from a memory, and one without are seen by the live params, so that
-    without labels the strategy does nothing but restart. The optimizer's moments are not
-    part of it: give it `per_task(...)`.
+    "head/*" a head per task over a shared body. A batch has one `task`, which a
+    batch to predict on must have; one of several, such as a draw from a memory, and a training
+    batch without are seen by the live params. The optimizer's moments are not part of it: give it
+    `per_task(...)`.
 
     Args:
         where: patterns of paths such as "lora/*"; `*` also matches slashes.
@@ -74,7 +74,10 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
             params = jax.tree.map(lambda kept: kept[task], kept)
         return PerTask(task, kept), params
 
-    part = only(where, strategy(name="separate", init=init, view=view, consolidate=consolidate))
+    part = only(
+        where,
+        strategy(name="separate", needs={"task"}, init=init, view=view, consolidate=consolidate),
+    )
 
     def begin(params, **rest):
         check_patterns("separate", paths.as_patterns(where), params)

@@ -22,6 +22,7 @@ class Config:
     width: int = 16
     text_seed: int = 0
     device_data: bool = False
+    evaluate: Literal["boundaries", "end"] = "boundaries"
     seed: int = 0
 
 
@@ -68,6 +69,7 @@ def build(config):
         epochs=config.epochs if config.steps is None else None,
         seed=config.seed,
         boundary_batches=3,
+        evaluate=config.evaluate,
         log_every=5,
         device_data=config.device_data,
         probes={
