@@ -431,7 +431,15 @@ def balanced(policy: Policy) -> Policy:
 
     A class is drawn first, uniformly, then an item of it, with replacement. Items need `targets`
     [capacity].
+
+    Args:
+        policy: what another factory made, such as `reservoir(1000)`.
     """
+    if not isinstance(policy, Policy):
+        raise InputError(
+            f"balanced(policy={getattr(policy, '__name__', policy)}): give a memory to draw from, "
+            "as in jcl.memory.balanced(jcl.memory.reservoir(1000))."
+        )
 
     def init(batch):
         _check_labels("balanced", batch)
