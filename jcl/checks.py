@@ -44,6 +44,16 @@ def number(call: str, field: str, value: Any, within: str = "[0, inf)") -> None:
         raise InputError(f"{call}({field}={_shown(value)}): a number in {within}.")
 
 
+def flag(call: str, field: str, value: Any) -> None:
+    """Passes True or False; any other value, such as "no", has a truth of its own.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{call}({field}={_shown(value)}): True or False.")
+
+
 def one_of(call: str, field: str, value: Any, choices: tuple[str, ...]) -> None:
     """Passes one of the choices.
 

@@ -93,9 +93,10 @@ class Reservoir(NamedTuple):
 def reservoir(capacity: int) -> Policy:
     """A uniform sample of everything ever offered (Vitter 1985, algorithm R), a batch at a time.
 
-    Item t (from 0) goes to slot t while t < capacity, else to a slot uniform on 0..t, and is
-    dropped where that slot does not exist. Where two items of one batch take the same slot the
-    later one wins, as it would one at a time. Draws are uniform with replacement.
+    slot(item t) = t while t < capacity, else uniform on 0..t, and dropped at or above the capacity.
+
+    Items count from 0. Where two items of one batch take the same slot the later one wins, as it
+    would one at a time. Draws are uniform with replacement.
 
     Args:
         capacity: number of items it holds.
@@ -128,6 +129,8 @@ class Ring(NamedTuple):
 
 def ring(capacity: int) -> Policy:
     """The last items offered: first in, first out. Draws are uniform with replacement.
+
+    slot(item t) = t mod capacity.
 
     Args:
         capacity: number of items it holds.
@@ -169,6 +172,8 @@ def priority(
     draw: str = "uniform",
 ) -> Policy:
     """Items of high (or low) loss. While a slot is free an item takes it; then its loss decides.
+
+    an item enters where its loss > min (replacement="random": mean) of the scores in the memory.
 
     replacement="priority": an item above the lowest score of the memory takes its place, so that
     the memory holds the highest of all ever offered; of equal scores the older stays.
@@ -260,10 +265,12 @@ class ByClass(NamedTuple):
 def class_balanced(capacity: int, classes: int) -> Policy:
     """The class-balancing reservoir: equal classes where the stream allows, each a uniform sample.
 
-    Chrysakis and Moens 2020. While a slot is free an item takes it. Then an item whose
-    class was never the largest overwrites a random item of the largest class (of the largest
-    classes); one of a class that is or was the largest overwrites a random item of its own class
-    with the chance stored / offered of that class. Draws are uniform with replacement.
+    P(an item of class c enters) = 1 until c was a full memory's largest, then stored_c / offered_c.
+
+    Chrysakis and Moens 2020. While a slot is free an item takes it. Then an item whose class was
+    never the largest overwrites a random item of the largest class (of the largest classes); one of
+    a class that is or was the largest overwrites, if it enters, a random item of its own class.
+    Draws are uniform with replacement.
 
     The batch's items are offered one after the other, by a scan over their labels.
 
@@ -285,9 +292,10 @@ def class_balanced(capacity: int, classes: int) -> Policy:
 def greedy_balanced(capacity: int, classes: int) -> Policy:
     """GDumb's greedy sampler: the first items of each class, as many as its share allows.
 
-    Prabhu et al. 2020. An item is taken while its class stores fewer than
-    capacity / (classes met so far); where no slot is free it overwrites a random item of the
-    largest class (of the largest classes). Draws are uniform with replacement.
+    an item of class c enters while stored_c < capacity / (classes met so far).
+
+    Prabhu et al. 2020. Where no slot is free the item overwrites a random one of the largest class
+    (of the largest classes). Draws are uniform with replacement.
 
     Args:
         capacity: number of items it holds.
@@ -419,9 +427,19 @@ def herd(
 def balanced(policy: Policy) -> Policy:
     """The policy, with draws in which every class present has the same chance.
 
+    P(draw of an item of class c) = 1 / (classes present * stored_c).
+
     A class is drawn first, uniformly, then an item of it, with replacement. Items need `targets`
     [capacity].
+
+    Args:
+        policy: what another factory made, such as `reservoir(1000)`.
     """
+    if not isinstance(policy, Policy):
+        raise InputError(
+            f"balanced(policy={getattr(policy, '__name__', policy)}): give a memory to draw from, "
+            "as in jcl.memory.balanced(jcl.memory.reservoir(1000))."
+        )
 
     def init(batch):
         _check_labels("balanced", batch)

@@ -10,6 +10,8 @@ def dormant_units(
 ) -> Float[Array, ""]:
     """The share of a layer's units that hardly ever act.
 
+    mean over units of [mean |unit| <= threshold * mean over the layer's units of mean |unit|].
+
     A unit's score is its mean absolute activation over all rows divided by the mean of that over
     the layer's units; it is dormant where the score is at most the threshold (Sokar et al. 2023,
     definition 3.1). Where the whole layer is zero every unit is dormant.
@@ -29,9 +31,10 @@ def dormant_units(
 def effective_rank(features: Float[Array, "... width"]) -> Float[Array, ""]:
     """How many directions a batch's features use: the exponential of an entropy.
 
-    exp(-sum_i p_i log p_i) with p_i the singular values divided by their sum (Roy and Vetterli
-    2007, section 2): k for k equal singular values, 0 here where all features are zero. The
-    features are not centred.
+    exp(-sum_i p_i log p_i), p_i = singular value_i / sum of the singular values.
+
+    Roy and Vetterli 2007, section 2: k for k equal singular values, 0 here where all features are
+    zero. The features are not centred.
 
     Args:
         features: all axes but the last are rows.

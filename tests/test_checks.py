@@ -1,5 +1,7 @@
 """What a caller gives to a factory is refused where it stands, by name."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ import toy
 import jcl
 from jcl import InputError, checks
 
+BALANCED = inspect.unwrap(jcl.memory.balanced)  # without the tests' check of its type
 MLP = jcl.models.mlp(jcl.models.MLPConfig(inputs=toy.INPUTS, hidden=(4,), classes=toy.CLASSES))
 
 
@@ -24,6 +27,14 @@ def test_whole_numbers_of_every_kind_pass(value):
 def test_what_is_no_whole_number_is_refused(value):
     with pytest.raises(InputError, match=r"f\(size=.*\): a whole number, at least 1"):
         checks.whole("f", "size", value)
+
+
+@pytest.mark.parametrize("value", ["no", 1, None, jnp.array(True)])
+def test_what_is_no_flag_is_refused(value):
+    checks.flag("f", "sure", False)
+    checks.flag("f", "sure", np.bool_(True))
+    with pytest.raises(InputError, match=r"f\(sure=.*\): True or False"):
+        checks.flag("f", "sure", value)
 
 
 @pytest.mark.parametrize("value", [0, 0.5, np.float32(1), np.array(1.0), jnp.float32(0.1), 1])
@@ -68,6 +79,14 @@ def test_a_traced_number_passes():
         (lambda: jcl.chain(), "at least one part"),
         (lambda: jcl.only([], optax.sgd(0.1)), "no pattern"),
         (lambda: jcl.freeze({}), "no pattern"),
+        (lambda: jcl.freeze("h_*", but="*"), r"but=\['\*'\] spares all that 'h_\*' matches"),
+        (lambda: jcl.freeze(["a", "b"], but="b"), "spares all that 'b' matches"),
+        (lambda: BALANCED(10), r"balanced\(policy=10\): give a memory"),
+        (lambda: BALANCED(jcl.memory.ring), r"balanced\(policy=ring\): give a memory"),
+        (
+            lambda: jcl.shrink_and_perturb(0.8, 0.1, init="x"),
+            r"shrink_and_perturb\(init='x'\): give a function, such as model.init",
+        ),
         (lambda: jcl.periodically(optax.sgd(0.1), every=9), "consolidates nothing"),
     ],
 )
@@ -90,6 +109,11 @@ def test_a_mistake_is_named_when_it_is_made(make, message):
         (
             jcl.only("*", jcl.nearest_class_mean(MLP, 3)),  # pyright: ignore[reportArgumentType]
             "features=a Model.*model.features",
+        ),
+        (jcl.freeze("*/kernel", but=["layer_*", "head/*"]), "spares all that '\\*/kernel' matches"),
+        (
+            jcl.freeze({"head/*": 0.2, "*": 0.5, "layer_*/bias": 0.3}),
+            r"'layer_\*/bias' never counts, since .* before by '\*': put it first",
         ),
         (
             jcl.only("head/*", jcl.gdumb(10, classes=3, steps=1, size=2, optimizer=optax.sgd(0.1))),
@@ -157,6 +181,21 @@ def test_a_class_of_no_counted_row_is_not_seen():
         _, state = part.update({}, state, {}, batch=batch)
         seen = getattr(state, "seen", state)
         assert seen.tolist() == [True, True, False], part.name
+
+
+def test_a_target_below_0_names_no_class():
+    batch = {**toy.batch(0, size=4), "targets": jnp.array([0, -1, 1, -1])}
+    part = jcl.seen_classes(3)
+    state = part.init(toy.params(), batch=batch, aux={"logits": jnp.zeros((4, 3))})
+    _, state = part.update({}, state, {}, batch=batch)
+    assert state.tolist() == [True, True, False]
+
+
+def test_patterns_of_one_share_may_overlap():
+    part = jcl.freeze(["layer_*", "layer_0/*", "*"])
+    assert part.init(MLP.init(jax.random.key(0)), batch={}, aux={}) == ()
+    part = jcl.freeze({"layer_0/bias": 0.3, "layer_0/*": 0.5, "*": 0.3})
+    assert part.init(MLP.init(jax.random.key(0)), batch={}, aux={}) == ()
 
 
 def test_a_batch_of_several_tasks_is_seen_by_the_live_params():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import jax
+import jax.flatten_util
 import numpy as np
 import optax
 import pytest
@@ -181,3 +182,36 @@ def test_every_method_of_a_config_can_be_traced(file, sizes, monkeypatch):
         after, metrics = jax.eval_shape(learner.step, state, batch)
         assert jax.tree.structure(after) == jax.tree.structure(state), method
         assert metrics["total"].shape == ()
+
+
+def test_what_acts_at_boundaries_alone_is_refused_where_there_are_none():
+    module = load_config(CONFIGS / "methods.py")
+    for method in get_args(get_type_hints(module.Config)["method"]):
+        assert len(module.build(module.Config(method=method, stream="blurry")).stream.stages) == 2
+        config = module.Config(method=method, stream="fuzzy")
+        if method in module.AT_BOUNDARIES:
+            with pytest.raises(jcl.InputError, match=f"fuzzy: {method} acts at .* --stream blurry"):
+                module.build(config)
+        else:
+            assert len(module.build(config).stream.stages) == 1
+
+
+@pytest.mark.slow
+def test_without_a_boundary_the_refused_methods_train_as_plain_sgd_does():
+    module = load_config(CONFIGS / "methods.py")
+
+    def trained(method, strategy=None):
+        experiment = module.build(module.Config(method=method))
+        learner = jcl.learner(experiment.loss_fn, strategy or experiment.strategy)
+        batches = jcl.data.training_batches(experiment.stream.stages[0], 10, seed=0)
+        state = learner.init(None, experiment.model.init(jax.random.key(0)), batches[0])
+        step = jax.jit(learner.step)
+        for number in range(2):
+            state, _ = step(state, batches[number])
+        return jax.flatten_util.ravel_pytree(state.params)[0]
+
+    plain = {method: trained(method, optax.sgd(0.03)) for method in ("ring", "packnet")}
+    for method in module.AT_BOUNDARIES:
+        found, expected = trained(method), plain.get(method, plain["ring"])
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-7)
+    assert np.abs(trained("ring") - plain["ring"]).max() > 1e-4

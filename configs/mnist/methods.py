@@ -2,7 +2,8 @@
 
 Class-incremental with plain SGD, as configs/mnist/split.py, so that the accuracies stand beside
 those of its sgd, er and joint. packnet needs the task at prediction: its scenario is the
-task-incremental one, and its accuracy stands beside those. The strengths are not tuned.
+task-incremental one, and its accuracy stands beside those. The strengths are not tuned. A fuzzy
+stream is one stage without boundaries, where the methods that act at them alone are refused.
 
 Command:  jcl run configs/mnist/methods.py --method mir --seeds 10
 """
@@ -15,6 +16,9 @@ import optax
 import jcl
 
 BATCH = 10
+AT_BOUNDARIES = (
+    "herding", "l1", "rwalk", "feature_distillation", "shrink_and_perturb", "packnet",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,11 @@ class Config:
 
 
 def build(config: Config) -> jcl.Experiment:
+    if config.stream == "fuzzy" and config.method in AT_BOUNDARIES:
+        raise jcl.InputError(
+            f"--stream fuzzy: {config.method} acts at boundaries alone, and this stream has none: "
+            "take --stream blurry or split, or a method without boundaries such as periodic_ewc."
+        )
     model = jcl.models.mlp(jcl.models.MLPConfig(784, (100, 100), 10, scale=1 / 255))
     optimizer, capacity = optax.sgd(config.rate), config.buffer
 

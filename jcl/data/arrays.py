@@ -136,6 +136,8 @@ class Labelled:
 def labelled(stream: Stream) -> Stream:
     """Returns `stream` with examples that carry the number of their task, in training and test.
 
+    batch["task"] = the number of the task.
+
     For methods that ask for a task label at prediction: `jcl.separate`, `jcl.packnet`,
     `jcl.progressive_prompts`.
 
@@ -159,6 +161,8 @@ def labelled(stream: Stream) -> Stream:
 
 def blurry(stream: Stream, share: float, *, seed: int = 0) -> Stream:
     """Returns `stream` with stages that hold some examples of the other tasks.
+
+    stage_i = (1 - share) of train_i + share / (tasks - 1) of every other train_j.
 
     Stage i keeps 1 - share of its own task's examples; the rest is dealt out evenly to the other
     stages, so that every example is met once (after Bang et al. 2021, "blurry" task boundaries,
@@ -195,6 +199,8 @@ def blurry(stream: Stream, share: float, *, seed: int = 0) -> Stream:
 
 def fuzzy(stream: Stream, width: float, *, seed: int = 0) -> Stream:
     """Returns `stream` as one stage without boundaries, whose tasks fade into each other.
+
+    P(the later task) = 1/2 + (position - boundary) / window, within half a window of a boundary.
 
     Around each boundary, over a window of `width` times the shorter neighbour's examples, the
     chance to meet the later task rises linearly from 0 to 1. Every example is met once. Nothing

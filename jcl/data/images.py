@@ -64,6 +64,8 @@ def mnist(path: str | os.PathLike | None = None) -> Images:
 def permuted(images: Images, tasks: int, *, seed: int = 0) -> Stream:
     """A task for each of `tasks` random permutations of the pixels (Goodfellow et al. 2013).
 
+    image_t[i] = image[permutation_t[i]].
+
     Args:
         images: whose pixels move.
         tasks: their number; the first is permuted too.
@@ -77,6 +79,8 @@ def permuted(images: Images, tasks: int, *, seed: int = 0) -> Stream:
 
 def rotated(images: Images, tasks: int, *, seed: int = 0, degrees: float = 180.0) -> Stream:
     """A task for each of `tasks` angles, uniform in [0, degrees), counterclockwise.
+
+    image_t[p] = image[the pixel nearest to p turned back by angle_t], 0 outside.
 
     Each pixel of the result is the nearest of the original, zero outside it, as Pillow rotates.
 
@@ -101,11 +105,14 @@ def split(
     classes_per_task: int = 2,
     masked: Literal["both", "test"] = "both",
 ) -> Stream:
-    """A task for each group of consecutive classes, in one of the three scenarios (van de Ven).
+    """A task for each group of consecutive classes, in one of the three scenarios.
 
-    class: targets are the classes themselves and nothing tells the task. domain: targets are the
-    positions in the group, shared by all tasks. task: as class, and every example has its `task`
-    and a `label_mask` of its task's classes.
+    train_t = the examples whose class // classes_per_task = t.
+
+    The scenarios are those of van de Ven and Tolias 2019. class: targets are the classes
+    themselves and nothing tells the task. domain: targets are the positions in the group, shared by
+    all tasks. task: as class, and every example has its `task` and a `label_mask` of its task's
+    classes.
 
     Args:
         images: with at least two groups of classes.
@@ -167,6 +174,8 @@ def mnist_360(
     images: Images, *, seed: int = 0, rounds: int = 3, replacement: bool = False
 ) -> Stream:
     """A stream of slowly rotating digits without boundaries (Buzzega et al. 2020, section 4).
+
+    angle(k of the n images of a digit) = (digit - 1) * 60 degrees + 360 degrees * k / n.
 
     Two consecutive digits of 0 to 8 are mixed at a time: 0 and 1, 1 and 2, ..., 8 and 0; each of
     the nine pairs is visited `rounds` times. A digit is so met in 2 * rounds episodes, among which

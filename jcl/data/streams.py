@@ -138,13 +138,19 @@ class Concatenated:
 
 
 def joint(stream: Stream) -> Stream:
-    """Returns `stream` with one stage that holds the train parts of all tasks: the upper bound."""
+    """Returns `stream` with one stage that holds the train parts of all tasks: the upper bound.
+
+    stage_0 = train_0 + ... + train_{tasks - 1}.
+    """
     everything = Concatenated([task.train for task in stream.tasks])
     return Stream(stream.name, stream.tasks, (everything,))
 
 
 def cumulative(stream: Stream) -> Stream:
-    """Returns `stream` whose stage i holds the train parts of the tasks 0 to i."""
+    """Returns `stream` whose stage i holds the train parts of the tasks 0 to i.
+
+    stage_i = train_0 + ... + train_i.
+    """
     trains = [task.train for task in stream.tasks]
     stages = tuple(Concatenated(trains[: index + 1]) for index in range(len(trains)))
     return Stream(stream.name, stream.tasks, stages)

@@ -34,6 +34,11 @@ def freeze(
             frozen, unless `jcl.start_task` gives the task's length.
         but: patterns of params that stay free although `where` matches them.
 
+    Raises:
+        InputError: no pattern, or a share outside [0, 1]; at init, if a pattern matches no path, if
+            `but` spares all that one of `where` matches, or if all of that thaws at the shares of
+            patterns before it.
+
     Stores: nothing.
     Place: right of the optimizer.
     Scenario: any.
@@ -53,9 +58,20 @@ def freeze(
         raise InputError("freeze: no pattern, so nothing would be held; leave it out of the chain.")
     for pattern, share in shares.items():
         checks.number(f"freeze({pattern!r})", "until", share, "[0, 1]")
+        _check_spared(pattern, pattern in spared or "*" in spared, spared)
 
     def init(params, **_):
         check_patterns("freeze", (*shares, *spared), params)
+        leaves = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        for pattern, share in shares.items():
+            chosen = [path for path in leaves if matches(path, (pattern,))]
+            _check_spared(pattern, all(matches(path, spared) for path in chosen), spared)
+            firsts = [next(each for each in shares if matches(path, (each,))) for path in chosen]
+            if all(shares[first] != share for first in firsts):
+                raise InputError(
+                    f"freeze: {pattern!r} never counts, since all it matches is matched before by "
+                    f"{', '.join(repr(first) for first in dict.fromkeys(firsts))}: put it first."
+                )
         return ()
 
     def update(updates, state, params, *, progress, **_):
@@ -69,3 +85,11 @@ def freeze(
         return jax.tree_util.tree_map_with_path(hold, updates), state
 
     return strategy(name="freeze", side="step", init=init, update=update)
+
+
+def _check_spared(pattern: str, spared: bool, but: Sequence[str]) -> None:
+    if spared:
+        raise InputError(
+            f"freeze: but={list(but)} spares all that {pattern!r} matches, so that it freezes "
+            "nothing: take the pattern out, or spare less."
+        )

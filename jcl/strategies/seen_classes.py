@@ -17,7 +17,9 @@ def seen_classes(classes: int) -> Strategy:
 
     A batch's classes are seen from the next step on. In the loss itself a target is never masked
     (`jcl.losses.classify`), so that the first batch of a class is learned from; in the very first
-    step of all, each target is compared with nothing and the params stay.
+    step of all, each target is compared with nothing and the params stay. A target that the
+    batch's mask leaves out names no class, nor does one below 0, such as the -1 of an example
+    without a label; the loss counts it unless the mask leaves it out.
 
     Args:
         classes: of the head.
@@ -52,8 +54,9 @@ def seen_classes(classes: int) -> Strategy:
 
 
 def with_targets(seen: jax.Array, batch: Batch) -> jax.Array:
-    """The flags [classes], set for every target of the batch that its mask counts."""
+    """The flags [classes], set for every class that a counted target of the batch names."""
     targets = batch["targets"]
+    targets = jnp.where(targets < 0, len(seen), targets)  # as an index, -1 is the last class
     if "mask" in batch:
         targets = jnp.where(batch["mask"] > 0, targets, len(seen))
     return seen.at[targets].set(True, mode="drop")

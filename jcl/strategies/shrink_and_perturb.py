@@ -36,6 +36,8 @@ def shrink_and_perturb(
     """
     checks.number("shrink_and_perturb", "shrink", shrink, "[0, 1]")
     checks.number("shrink_and_perturb", "perturb", perturb)
+    if init is not None:
+        checks.function("shrink_and_perturb", "init", init, "model.init")
 
     def count(params, **_):
         return jnp.zeros((), jnp.int32)  # without a key, boundaries still differ in their noise
