@@ -61,6 +61,8 @@ def cells(table):
         for buffer, setting in settings.items():
             name = f"{method}, {buffer}" if buffer else method
             arguments = ["--method", method, "--buffer", str(buffer)]
+            if table in ("permuted", "rotated"):
+                arguments += ["--evaluate", "end"]
             if table == "split":
                 for scenario, published in zip(("class", "task"), setting, strict=False):
                     scenario_arguments = ["--scenario", scenario, *arguments]

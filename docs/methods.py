@@ -83,8 +83,6 @@ OTHERS = {
     ),
     "Probes": ("jcl.probes", ("dormant_units", "effective_rank"), True),
 }
-# l1's docstring names the papers of l2; the absolute distance to a starting point is L1-SP.
-PAPERS = {"l1": "Li et al. 2018"}
 PAPER = re.compile(
     r"(?:van de )?[A-Z][\w'-]+(?: et al\.| and [A-Z][\w-]+)?,? (?:\((?:19|20)\d\d\)|(?:19|20)\d\d)"
 )
@@ -99,7 +97,7 @@ def describe(function):
     """
     name, text = function.__name__, inspect.getdoc(function) or ""
     paragraphs = [" ".join(each.split()) for each in re.split(r"\n\s*\n", text)]
-    paper = PAPERS.get(name) or _paper(text)
+    paper = _paper(text)
     found = {"what": paragraphs[0], "formula": paragraphs[1], "paper": paper}
     for field in FIELDS:
         line = re.search(rf"^{field}: (.*?)\.\s*$(?=\n[A-Z>]|\n\n|\Z)", text, re.M | re.S)

@@ -45,7 +45,7 @@ class Strategy(NamedTuple):
             where it leaves the updates alone or either will do.
         tasks: how many tasks it has room for; None for any number.
         optimizes: whether it makes a step of the gradient, as optax transformations are taken to.
-        needs: keys that a batch must hold at prediction, such as "task".
+        needs: keys that a batch must hold in an evaluation, such as "task".
 
     `loss_fn` is the task's loss through all views, without any strategy's terms. A key of None
     means deterministic, in every function.

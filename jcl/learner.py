@@ -173,7 +173,6 @@ def learner(
         )
 
     def predict(state, batch):
-        check_needs(strategy, batch)
         unlabelled = {name: leaf for name, leaf in batch.items() if name != "targets"}
         return task_loss(state.strategy)(state.params, unlabelled, None)[1]
 
@@ -192,7 +191,7 @@ def learner(
 
 
 def check_needs(strategy: Strategy, batch: Batch) -> None:
-    """Refuses a batch to predict on that lacks what the strategy needs there.
+    """Refuses a batch to evaluate on that lacks what tells the strategy's tasks apart.
 
     Raises:
         InputError: it lacks a key, such as "task".
@@ -200,8 +199,8 @@ def check_needs(strategy: Strategy, batch: Batch) -> None:
     missing = sorted(strategy.needs - set(batch))
     if missing:
         raise InputError(
-            f"{strategy.name} needs {', '.join(map(repr, missing))} in the batches of a prediction "
-            f"or evaluation, which hold {', '.join(sorted(batch))}. Labels of tasks come from "
+            f"{strategy.name} needs {', '.join(map(repr, missing))} in the batches of an "
+            f"evaluation, which hold {', '.join(sorted(batch))}. Labels of tasks come from "
             "jcl.data.labelled(stream), or from a task-incremental scenario."
         )
 

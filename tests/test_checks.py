@@ -37,6 +37,20 @@ def test_what_is_no_flag_is_refused(value):
         checks.flag("f", "sure", value)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda value: jcl.si(1.0, rectify=value),
+        lambda value: jcl.ewc(1.0, recentre=value),
+        lambda value: jcl.separate("*", 2, restart=value),
+        lambda value: jcl.data.mnist_360(None, replacement=value),
+    ],
+)
+def test_a_word_is_no_flag(make):
+    with pytest.raises(InputError, match=r"='no'\): True or False"):
+        make("no")
+
+
 @pytest.mark.parametrize("value", [0, 0.5, np.float32(1), np.array(1.0), jnp.float32(0.1), 1])
 def test_numbers_of_every_kind_pass(value):
     checks.number("f", "rate", value, "[0, 1]")
@@ -122,7 +136,7 @@ def test_a_mistake_is_named_when_it_is_made(make, message):
     ],
 )
 def test_what_does_not_fit_the_model_is_refused_at_init(part, message):
-    learner = jcl.learner(jcl.losses.classify(MLP.apply), jcl.chain(part, jcl.only("*", part)))
+    learner = jcl.learner(jcl.losses.classify(MLP.apply), jcl.chain(optax.sgd(0.1), part))
     with pytest.raises(InputError, match=message):
         learner.init(None, MLP.init(jax.random.key(0)), toy.batch(0))
 

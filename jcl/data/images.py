@@ -190,6 +190,7 @@ def mnist_360(
         replacement: draw an episode's images with replacement from its share, as the authors'
             released code does, so that about a third of them is never met.
     """
+    checks.flag("mnist_360", "replacement", replacement)
     digits, rounds = 9, checks.whole("mnist_360", "rounds", rounds)
     generator = np.random.default_rng(checks.whole("mnist_360", "seed", seed, least=0))
     episodes = {}  # (digit, episode) -> inputs

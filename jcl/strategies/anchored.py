@@ -55,8 +55,8 @@ def l1(strength: float, *, toward: Toward = "anchor") -> Strategy:
 
     loss = task loss + strength * sum_i |params_i - anchor_i|.
 
-    `l2` (Hsu et al. 2018; Kumar et al. 2023) with the L1 norm; where a parameter is at its anchor
-    the gradient is 0.
+    L1-SP of Li et al. 2018 over all params, the anchor moving as in `l2`; where a parameter is at
+    its anchor the gradient is 0.
 
     Args:
         strength: weight of the penalty; 0 switches it off.

@@ -53,6 +53,7 @@ def ewc(
     >>> method = jcl.chain(jcl.ewc(strength=100.0), optax.adamw(1e-3))
     """
     checks.number("ewc", "strength", strength)
+    checks.flag("ewc", "recentre", recentre)
     checks.number("ewc", "decay", decay, "[0, 1]")
     checks.one_of("ewc", "targets", targets, get_args(Targets))
     chunk = checks.whole("ewc", "chunk", chunk)

@@ -28,9 +28,9 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
 
     With where="*" this is the baseline of separate models, which neither forgets nor transfers
     (the independent models of Rusu et al. 2016, section 4); with "lora/*" LoRA per task, with
-    "head/*" a head per task over a shared body. A batch has one `task`, which a
-    batch to predict on must have; one of several, such as a draw from a memory, and a training
-    batch without are seen by the live params. The optimizer's moments are not part of it: give it
+    "head/*" a head per task over a shared body. A batch has one `task`; one of
+    several, such as a draw from a memory, and one without are seen by the live params. An
+    evaluation without labels is refused. The optimizer's moments are not part of it: give it
     `per_task(...)`.
 
     Args:
@@ -50,6 +50,7 @@ def separate(where: str | Sequence[str], tasks: int, *, restart: bool = True) ->
     >>> adapters = jcl.chain(jcl.separate("lora/*", tasks=5), jcl.per_task(optax.adamw(1e-3)))
     """
     tasks = checks.whole("separate", "tasks", tasks)
+    checks.flag("separate", "restart", restart)
 
     def init(params, **_):
         kept = jax.tree.map(lambda leaf: jnp.stack([leaf] * tasks), params)

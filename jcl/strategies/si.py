@@ -52,6 +52,7 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
     >>> method = jcl.chain(optax.adamw(1e-3), jcl.si(strength=0.1))
     """
     checks.number("si", "strength", strength)
+    checks.flag("si", "rectify", rectify)
     checks.number("si", "damping", damping, "(0, inf)")
 
     def init(params, **_):
