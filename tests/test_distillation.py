@@ -139,7 +139,10 @@ def test_only_counted_rows_count():
         (lambda: jcl.feature_distillation(2.0, 1.0), "such as model.features"),
         (
             lambda: jcl.learner(
-                toy.loss_fn, jcl.only("body/*", jcl.feature_distillation(toy.features, 1.0))
+                toy.loss_fn,
+                jcl.chain(
+                    jcl.only("body/*", jcl.feature_distillation(toy.features, 1.0)), optax.sgd(0.1)
+                ),
             ).init(None, toy.params(), toy.batch(0)),
             "cannot stand in only",
         ),

@@ -84,7 +84,8 @@ def freeze(
 
         return jax.tree_util.tree_map_with_path(hold, updates), state
 
-    return strategy(name="freeze", side="step", init=init, update=update)
+    whole = shares.get("*") == 1 and not spared  # nothing is left for an optimizer to do
+    return strategy(name="freeze", side="step", optimizes=whole, init=init, update=update)
 
 
 def _check_spared(pattern: str, spared: bool, but: Sequence[str]) -> None:
