@@ -191,7 +191,9 @@ def _saved(path: Path, columns: Columns, part: str) -> tuple[Iterable, dict[str,
                 with pyarrow.memory_map(str(path / file)) as mapped:
                     table = pyarrow.ipc.open_stream(mapped).read_all()
             except (OSError, pyarrow.ArrowInvalid) as error:
-                raise InputError(f"{path / file} is no arrow stream ({error}): save it again")
+                raise InputError(
+                    f"{path / file} is no arrow stream ({error}): save it again"
+                ) from None
             missing = [name for name in wanted if name not in table.column_names]
             kept = table if missing else table.select(sorted(wanted))
             for record in kept.to_pylist():
@@ -205,9 +207,10 @@ def _prepared(name: str, part: str) -> tuple[Iterable, dict[str, list[str]]]:
     """Rows of a tensorflow-datasets set on the disk; nothing is downloaded."""
     from tensorflow_datasets.core import read_only_builder
 
+    # By its files alone: building it by name would ask the network what can be downloaded.
+    find: Any = read_only_builder.builder_from_files
     try:
-        # By its files alone: building it by name would ask the network what can be downloaded.
-        builder = read_only_builder.builder_from_files(name)
+        builder = find(name)
         features: Any = builder.info.features
         if part not in builder.info.splits:
             raise InputError(
