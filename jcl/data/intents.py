@@ -106,7 +106,7 @@ _WORDS = {
         "player": "radio|télévision|enceinte|tablette",
         "list": "jardin|vacances|fête|bricolage|corvées",
         "item": "lait|pain|beurre|deux concombres|café|pommes|riz|piles|savon|six œufs",
-        "chore": "tondre la pelouse|laver les vitres|appeler mamie|laver la voiture|faire un gâteau",
+        "chore": "tondre la pelouse|laver les vitres|appeler mamie|laver la voiture|cuisiner",
         "search": "musique de piano|jazz|chansons pour enfants|bruits de pluie|opéra|une valse",
         "timer": "pizza|œufs|lessive|devoirs|soupe",
         "command": "éteins la lumière|ouvre le garage|arrête la musique|allume le chauffage",
