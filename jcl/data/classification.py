@@ -111,11 +111,12 @@ def text_classification(
             no token of a text; the tokenizer has no id for padding.
 
     >>> import pathlib, tempfile
+    >>> from jcl.data import ByteTokenizer, text_classification
     >>> path = pathlib.Path(tempfile.mkdtemp()) / "news.csv"
     >>> rows = [f"{word} {i},{word},{part}" for word in ("war", "art", "tax", "sea")
     ...         for i, part in enumerate(["train", "train", "test"])]
     >>> _ = path.write_text("\\n".join(["text,label,split", *rows]))
-    >>> stream = text_classification(path, tokenizer=jcl.data.ByteTokenizer(), tasks=2)
+    >>> stream = text_classification(path, tokenizer=ByteTokenizer(), tasks=2)
     >>> [task.name for task in stream.tasks], stream.length
     (['art, sea', 'tax, war'], 5)
     """

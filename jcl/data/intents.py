@@ -22,13 +22,13 @@ _INTENTS = (
     "HassTurnOn", "HassTurnOff", "HassLightSet",
     "HassClimateGetTemperature", "HassClimateSetTemperature", "HassFanSetSpeed",
     "HassGetState", "HassSetPosition", "HassGetWeather",
-    "HassVacuumStart", "HassVacuumCleanArea", "HassVacuumReturnToBase",
     "HassMediaPause", "HassMediaUnpause", "HassMediaSearchAndPlay",
     "HassMediaNext", "HassMediaPrevious", "HassMediaPlayerMute",
     "HassMediaPlayerUnmute", "HassSetVolume", "HassSetVolumeRelative",
-    "HassListAddItem", "HassListCompleteItem", "HassShoppingListAddItem",
-    "HassStartTimer", "HassCancelTimer", "HassTimerStatus",
-    "HassIncreaseTimer", "HassDecreaseTimer", "HassPauseTimer",
+    "HassListAddItem", "HassListCompleteItem", "HassListRemoveItem",
+    "HassShoppingListAddItem", "HassVacuumStart", "HassVacuumReturnToBase",
+    "HassStartTimer", "HassCancelTimer", "HassIncreaseTimer",
+    "HassDecreaseTimer", "HassPauseTimer", "HassUnpauseTimer",
 )  # fmt: skip
 
 # What the package leaves open, by language. Its templates are a grammar to recognise speech with:
@@ -40,7 +40,7 @@ _WORDS = {
         "name": "desk lamp|coffee machine|front door|ceiling light|heater|garden lights|blinds",
         "player": "radio|television|kitchen speaker|tablet",
         "list": "garden|holiday|party|hardware|weekend",
-        "item": "milk|bread|butter|two cucumbers|coffee|apples|rice|batteries|soap|six eggs",
+        "item": "milk|bread|butter|two cucumbers|coffee|apples|rice|soap|eggs|cheese|honey|tea",
         "chore": "mow the lawn|clean the windows|call grandma|wash the car|bake a cake",
         "search": "piano music|jazz|rock ballads|rain sounds|film music|a lullaby",
         "timer": "pizza|eggs|laundry|homework|soup",
@@ -118,7 +118,7 @@ _WORDS = {
         "name": "lampka|ekspres|brama|plafon|grzejnik|girlanda|roleta",
         "player": "radio|telewizor|głośnik|tablet",
         "list": "ogród|wakacje|impreza|remont|obowiązki",
-        "item": "mleko|chleb|masło|dwa ogórki|kawa|jabłka|ryż|baterie|mydło|sześć jajek",
+        "item": "mleko|chleb|masło|dwa ogórki|kawa|jabłka|ryż|mydło|jajka|ser|miód|herbata",
         "chore": "skosić trawnik|umyć okna|zadzwonić do babci|umyć auto|upiec ciasto",
         "search": "muzyka fortepianowa|jazz|piosenki dla dzieci|odgłosy deszczu|opera|walc",
         "timer": "pizza|jajka|pranie|lekcje|zupa",
@@ -166,15 +166,15 @@ _WORDS = {
     },
 }
 _LISTS = {  # list of the package: row of _WORDS
-    "area": "area", "floor": "floor", "name": "name", "message": "command", "zone": "zone",
+    "area": "area", "floor": "floor", "name": "name", "zone": "zone",
     "search_query": "search", "timer_name": "timer", "timer_command": "command",
     "shopping_list_item": "item", "todo_list_item": "chore",
 }  # fmt: skip
 _NAMES = {  # {name} in intents that match: a row of _WORDS, or the words
     "HassList": "list",
     "HassMedia|HassSetVolume": "player",
-    "HassVacuum": "Rosie|Dusty|Max|Bella|Robi|Turbo|Nemo",
-    "HassGetWeather": "Berlin|Paris|Madrid|London|Roma|Lisboa|Budapest|Oslo",
+    "HassVacuum": "Rosie|Dusty|Max|Bella|Robi|Turbo|Nemo|Luna|Oscar|Fred|Ziggy|Coco",
+    "HassGetWeather": "Berlin|Paris|Madrid|London|Roma|Lisboa|Budapest|Oslo|Zagreb|Porto|Bern",
 }  # fmt: skip
 
 
