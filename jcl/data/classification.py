@@ -19,6 +19,8 @@ from jcl.errors import InputError
 
 Scenario = Literal["task", "domain", "class"]
 Location = str | os.PathLike
+Group = Sequence[str] | Sequence[int]
+Tasks = int | Sequence[str] | Sequence[Group] | Mapping[str, Group] | None
 
 
 class Encoder(Protocol):
@@ -123,7 +125,11 @@ def text_classification(
     checks.one_of("text_classification", "scenario", scenario, ("task", "domain", "class"))
     seed = checks.whole("text_classification", "seed", seed, least=0)
     domain = by if by not in ("labels", "file") else None
-    train, held_back, order = [], [], None
+    if len(parts) != 2 or parts[0] == parts[1]:
+        raise InputError(
+            f"text_classification(parts={parts!r}): the names of the train and of the test part"
+        )
+    train, held_back, orders = [], [], set()
     for name, each, its_test in _sources(source, test, by):
         columns = Columns(text, label, domain)
         learned, tested, order = _parts(each, its_test, columns, parts, split)
@@ -132,9 +138,12 @@ def text_classification(
             tested = [row._replace(domain=name) for row in tested]
         train += learned
         held_back += tested
+        orders.add(order)
     if isinstance(test, float):
         train, held_back = _drawn(train, test, seed)
     seen = {row.label for row in train}
+    # Several sets have an order in common or none.
+    order = orders.pop() if len(orders) == 1 else None
     labels = [each for each in order if each in seen] if order else _ordered(seen)
     if by == "labels":
         groups = _groups(tasks, labels)
@@ -320,9 +329,9 @@ def _tokens(
     rows: Sequence[Row], tokenizer: Encoder, length: int | None
 ) -> tuple[int, int, int, dict[str, np.ndarray]]:
     """Returns length, longest, truncated, and the leaves inputs and attention_mask."""
-    special = set(_ids(tokenizer, "", "an empty text").tolist())
-    # Bytes and words have none; [CLS] and [SEP] around every text are two.
-    least = len(_ids(tokenizer, "", "an empty text")) + 1
+    # Bytes have none; [CLS] and [SEP] around every text are two.
+    special = _ids(tokenizer, "", "an empty text").tolist()
+    least = len(special) + 1
     if length is not None and checks.whole("text", "length", length) < least:
         raise InputError(
             f"length is {length}: the tokenizer adds {least - 1} special tokens to every text, so "
@@ -333,7 +342,11 @@ def _tokens(
     for row, each in zip(rows, ids, strict=True):
         if not len(each):
             raise InputError(f"{row.place}: the text gives no token: drop the row")
-    found = set(np.concatenate(ids).tolist()) - special
+    found: set[int] = set()
+    for each in ids:
+        found.update({*each.tolist()} - {*special})
+        if len(found) > 1:
+            break
     if len(found) < 2 and len({row.text for row in rows}) > 1:
         raise InputError(
             f"the tokenizer gives every token of {len(rows)} texts the same id: its vocabulary is "
@@ -362,7 +375,7 @@ def _ids(tokenizer: Encoder, text: str, place: str) -> np.ndarray:
             "transformers' tokenizer (PreTrainedTokenizerFast(tokenizer_object=...) wraps one of "
             "the package tokenizers), or jcl.data.ByteTokenizer()"
         )
-    return ids
+    return ids.astype(np.int32)
 
 
 def _cut(tokenizer: Any, row: Row, ids: np.ndarray, length: int) -> np.ndarray:
@@ -545,7 +558,9 @@ def _domains(tasks: Any, by: str, train: Sequence[Row]) -> list[str]:
             "of a column's domains in their order"
         )
     names = [str(name) for name in tasks]
-    for name in {*names} ^ {*found}:
+    if len(set(names)) < len(names):
+        raise InputError(f"tasks names a domain twice ({', '.join(names)}): drop one")
+    for name in sorted({*names} ^ {*found}):
         raise InputError(
             f"the domain '{name}' is in one of tasks and the column '{by}' only: the column has "
             f"{_title(list(found))}"
