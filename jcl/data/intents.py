@@ -259,7 +259,7 @@ def _sentences(language: str, seed: int) -> dict[str, list[str]]:
             _fill, name=name, words=_WORDS[language], lists=grammar["lists"], draw=draw
         )
         own = []
-        for _ in range(100 * (_TRAIN + _TEST)):
+        for _ in range(100 * (_TRAIN + _TEST) if templates[name] else 0):
             template = draw.choice(templates[name])
             sentence = expand(template, draw, rules=grammar["expansion_rules"], fill=fill)
             sentence = " ".join(sentence.split())
