@@ -9,8 +9,8 @@ from importlib import resources
 from typing import Literal
 
 from jcl import checks
-from jcl.data.classification import Encoder, TextStream, labelled_texts
 from jcl.data.domains import expand
+from jcl.data.labelled_text import Encoder, TextStream, labelled_texts
 from jcl.data.tables import Row
 from jcl.errors import InputError
 
