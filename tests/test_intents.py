@@ -162,3 +162,18 @@ def test_the_package_is_the_one_that_the_words_were_written_for():
     ]
     version = importlib.metadata.version("home-assistant-intents")
     assert any(f"=={version}" in line for line in wanted)
+
+
+def test_a_sentence_of_two_intents_is_given_to_one(monkeypatch, tmp_path):
+    sentences = ["do {a} and {a}", "Do {a} and {a}"]
+    grammar = {
+        "intents": {name: {"data": [{"sentences": sentences}]} for name in MODULE._INTENTS},
+        "lists": {"a": {"range": {"from": 0, "to": 69}}},
+        "expansion_rules": {},
+    }
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "en.json").write_text(json.dumps(grammar))
+    monkeypatch.setattr(MODULE.resources, "files", lambda _: tmp_path)
+    stream = intents(tokenizer=BYTES)
+    every = [t.casefold() for task in stream.tasks for part in task[1:3] for t in texts(part)]
+    assert len(every) == len(set(every)) == 2400
