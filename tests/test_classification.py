@@ -593,14 +593,15 @@ def test_a_learner_learns_it(tmp_path):
     strategy = jcl.chain(jcl.replay(capacity=20, size=8), optax.adam(0.03))
     learner = jcl.learner(jcl.losses.classify(net.apply), strategy)
     batches = [jcl.data.training_batches(task.train, 8, seed=0) for task in stream.tasks]
-    state = learner.init(jax.random.key(0), net.init(jax.random.key(1)), batches[0][0])
+    params = jax.jit(net.init)(jax.random.key(1))
+    state = jax.jit(learner.init)(jax.random.key(0), params, batches[0][0])
     step = jax.jit(learner.step)
     for task in batches:
-        for index in range(40):
+        for index in range(30):
             state, _ = step(state, task[index])
     measure = jcl.losses.accuracy(net.apply)
     for task in stream.tasks:
-        right, counted = measure.function(state.params, task.test.arrays())
+        right, counted = jax.jit(measure.function)(state.params, task.test.arrays())
         assert (right, counted) == (8, 8)
 
 
