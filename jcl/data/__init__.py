@@ -1,8 +1,11 @@
-"""Streams of tasks: sources, batches, text, images, and the domains of the demonstration."""
+"""Streams of tasks: sources, batches, text, labelled texts, images, and what needs no network."""
 
 from jcl.data.arrays import Arrays, Chosen, blurry, fuzzy, labelled
+from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
+from jcl.data.intents import intents
+from jcl.data.labelled_text import TextStream
 from jcl.data.streams import (
     Batch,
     Concatenated,
@@ -34,14 +37,18 @@ __all__ = [
     "Source",
     "Stream",
     "Task",
+    "TextStream",
     "Tokenizer",
     "Walk",
+    "banking77",
     "blurry",
+    "clinc150",
     "cumulative",
     "domains",
     "evaluation_batches",
     "fuzzy",
     "held",
+    "intents",
     "joint",
     "labelled",
     "mnist",
@@ -53,6 +60,7 @@ __all__ = [
     "split",
     "stack",
     "steps_per_epoch",
+    "text_classification",
     "text_files",
     "text_task",
     "training_batches",

@@ -5,9 +5,10 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -225,8 +226,12 @@ def _ending(path: Path) -> str:
     raise InputError(f"{path} does not end in {', '.join(_ENDINGS)}: convert it to one of these")
 
 
-def _read(path: Path) -> list[str]:
-    ending = _ending(path)
+def read_utf8(path: Path) -> str:
+    """Returns the text of a file, unpacked where its name ends in `.gz`, with \\n as line ends.
+
+    Raises:
+        InputError: it is missing, a directory, cannot be read, or is not UTF-8 (or not gzip).
+    """
     if path.is_dir():
         raise InputError(f"{path} is a directory: give the files in it")
     try:
@@ -235,7 +240,7 @@ def _read(path: Path) -> list[str]:
         raise InputError(f"{path} does not exist: check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its rights") from None
-    if ending == ".txt.gz":
+    if path.name.endswith(".gz"):
         try:
             data = gzip.decompress(data)
         except (OSError, EOFError, zlib.error) as error:
@@ -247,15 +252,15 @@ def _read(path: Path) -> list[str]:
             f"{path} is not UTF-8: the byte at offset {error.start} is 0x{data[error.start]:02x}; "
             "convert it, for example with `iconv -t utf-8`"
         ) from None
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
-    documents = _json_lines(path, text) if ending == ".jsonl" else group(paragraphs(text), "\n\n")
-    if not any(document.strip() for document in documents):
-        raise InputError(f"{path} holds no text: fill it or leave it out")
-    return documents
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def _json_lines(path: Path, text: str) -> list[str]:
-    documents = []
+def json_lines(path: Path, text: str, such_as: str) -> Iterator[tuple[int, Any]]:
+    """Yields the number of every line that is not blank, from 1, and the JSON value on it.
+
+    Raises:
+        InputError: a line is not JSON; the message names it, and shows the object `such_as`.
+    """
     # str.splitlines would also cut at U+2028, which may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -264,21 +269,45 @@ def _json_lines(path: Path, text: str) -> list[str]:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}, line {number} is not JSON ({error}): "
-                'write one object like {"text": "..."} a line'
+                f"{path}, line {number} is not JSON ({error}): write one object like {such_as} "
+                "a line"
             ) from None
+        yield number, record
+
+
+def check_whole(text: str, place: str, key: str) -> None:
+    """Passes text without half a surrogate pair, which JSON can write and UTF-8 cannot.
+
+    Raises:
+        InputError: there is one; the message names `place` and `key`.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{place} holds half a surrogate pair at character {error.start} of '{key}': "
+            "write the whole character"
+        ) from None
+
+
+def _read(path: Path) -> list[str]:
+    ending = _ending(path)
+    text = read_utf8(path)
+    documents = _documents(path, text) if ending == ".jsonl" else group(paragraphs(text), "\n\n")
+    if not any(document.strip() for document in documents):
+        raise InputError(f"{path} holds no text: fill it or leave it out")
+    return documents
+
+
+def _documents(path: Path, text: str) -> list[str]:
+    documents, such_as = [], '{"text": "..."}'
+    for number, record in json_lines(path, text, such_as):
         if not isinstance(record, dict) or not isinstance(record.get("text"), str):
             raise InputError(
                 f"{path}, line {number} has no string under the key 'text': "
-                'write one object like {"text": "..."} a line'
+                f"write one object like {such_as} a line"
             )
-        try:
-            record["text"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{path}, line {number} holds half a surrogate pair at character {error.start} "
-                "of 'text': write the whole character"
-            ) from None
+        check_whole(record["text"], f"{path}, line {number}", "text")
         documents.append(record["text"])
     return documents
 

@@ -1,0 +1,247 @@
+"""Labelled texts from files, saved Hugging Face sets and tensorflow-datasets, as checked rows."""
+
+import csv
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jcl.data.text import check_whole, json_lines, read_utf8
+from jcl.errors import InputError
+
+_ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+
+
+class Row(NamedTuple):
+    """One labelled text.
+
+    Attributes:
+        text: not blank.
+        label: the name of its class.
+        domain: the name of what it belongs to beside its class; "" where nothing was asked for.
+        part: such as "train", where a column says so; else "".
+        place: where it was read, for messages.
+    """
+
+    text: str
+    label: str
+    domain: str
+    part: str
+    place: str
+
+
+class Columns(NamedTuple):
+    """Which columns a row is read from; None where nothing is asked for."""
+
+    text: str
+    label: str
+    domain: str | None = None
+    part: str | None = None
+
+
+class Table(NamedTuple):
+    """Rows, and the names of their labels in the order of the set, where it has one."""
+
+    rows: list[Row]
+    order: tuple[str, ...] | None
+
+
+def read_table(source: str | os.PathLike, columns: Columns, part: str) -> Table:
+    """Reads one file, folder or prepared set.
+
+    Args:
+        source: a .csv, .tsv or .jsonl file; a folder that Hugging Face's save_to_disk wrote; or
+            the name of a tensorflow-datasets set that has been prepared as array_record.
+        columns: whose columns.
+        part: of a set or a folder that has parts; a file has none, and is read whole.
+
+    Raises:
+        InputError: it is not there, not of that format, empty, or a row is not usable.
+    """
+    path = Path(source)
+    names: Mapping[str, list[str]] = {}
+    if path.is_dir():
+        records, names = _saved(path, columns, part)
+    elif path.suffix in _ENDINGS:
+        records = _csv(path) if _ENDINGS[path.suffix] else _jsonl(path, columns)
+    elif isinstance(source, str) and re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.]+)?", source):
+        records, names = _prepared(source, part)
+    else:
+        raise InputError(
+            f"{source} is no folder, and does not end in {', '.join(_ENDINGS)}: give such a file, "
+            "a folder saved by Hugging Face datasets, or the name of a tensorflow-datasets set"
+        )
+    rows = [_row(place, record, columns, names) for place, record in records]
+    if not rows:
+        raise InputError(f"{source} holds no row: fill it or leave it out")
+    order = names.get(columns.label)
+    return Table(rows, tuple(order) if order else None)
+
+
+def has_parts(source: str | os.PathLike) -> bool:
+    """Whether the source itself is divided in parts, as a set is and a file is not."""
+    path = Path(source)
+    if path.is_dir():
+        return (path / "dataset_dict.json").is_file()
+    return path.suffix not in _ENDINGS
+
+
+def _row(place: str, record: Mapping[str, Any], columns: Columns, names) -> Row:
+    for column in filter(None, columns):
+        if column not in record:
+            found = ", ".join(f"'{key}'" for key in record)
+            raise InputError(
+                f"{place} has no column '{column}', but {found or 'none'}: name the right one, as "
+                'in text_classification(..., text="sentence", label="intent")'
+            )
+    text = record[columns.text]
+    text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
+    if not isinstance(text, str):
+        raise InputError(
+            f"{place}: '{columns.text}' is {text!r}, no text: write a string, or name another "
+            "column with text="
+        )
+    if not text.strip():
+        raise InputError(f"{place}: '{columns.text}' is blank: write a text or drop the row")
+    check_whole(text, place, columns.text)
+    label, domain, part = (
+        _name(place, column, record[column], names.get(column)) if column else ""
+        for column in columns[1:]
+    )
+    return Row(text, label, domain, part, place)
+
+
+def _name(place: str, column: str, value: Any, names: list[str] | None) -> str:
+    """The name of a class or of a domain, from text or a whole number."""
+    value = value.item() if hasattr(value, "item") else value
+    value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+    if isinstance(value, int) and not isinstance(value, bool) and names is not None:
+        if not 0 <= value < len(names):
+            raise InputError(
+                f"{place}: '{column}' is {value}, which has no name among {len(names)}; parts "
+                "whose labels are kept back have -1: choose another with parts=, such as "
+                'parts=("train", "validation")'
+            )
+        return names[value]
+    if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        raise InputError(f"{place}: '{column}' is {value!r}: write a name or a whole number")
+    return str(value)
+
+
+def _jsonl(path: Path, columns: Columns) -> Iterator[tuple[str, dict]]:
+    such_as = json.dumps({column: "..." for column in filter(None, columns)})
+    for number, record in json_lines(path, read_utf8(path), such_as):
+        place = f"{path}, line {number}"
+        if not isinstance(record, dict):
+            raise InputError(f"{place} is no JSON object: write one like {such_as} a line")
+        yield place, record
+
+
+def _csv(path: Path) -> Iterator[tuple[str, dict]]:
+    lines = read_utf8(path).split("\n")
+    reader = csv.reader((line + "\n" for line in lines), delimiter=_ENDINGS[path.suffix] or ",")
+    header, start = None, 1
+    try:
+        for cells in reader:
+            place, start = f"{path}, line {start}", reader.line_num + 1
+            if not any(cell.strip() for cell in cells):
+                continue
+            if header is None:
+                header = cells
+                if len(set(header)) < len(header):
+                    raise InputError(f"{place} names a column twice ({header}): rename one")
+                continue
+            if len(cells) != len(header):
+                raise InputError(
+                    f"{place} has {len(cells)} fields, the header {len(header)}: put a text that "
+                    "holds the delimiter in double quotes"
+                )
+            yield place, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}: mend the line") from None
+
+
+def _saved(path: Path, columns: Columns, part: str) -> tuple[Iterable, dict[str, list[str]]]:
+    """Rows of a folder that save_to_disk wrote: arrow streams beside two JSON files."""
+    import pyarrow
+
+    if has_parts(path):
+        parts = _json(path / "dataset_dict.json").get("splits", [])
+        if part not in parts:
+            raise InputError(
+                f"{path} has the parts {', '.join(parts)}, not '{part}': choose with parts="
+            )
+        path = path / part
+    files = [each["filename"] for each in _json(path / "state.json").get("_data_files", [])]
+    features = _json(path / "dataset_info.json").get("features") or {}
+    names = {
+        column: feature["names"]
+        for column, feature in features.items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+    }
+    wanted = set(filter(None, columns))
+
+    def records():
+        number = 0
+        for file in files:
+            try:
+                # Hugging Face writes arrow's streaming format, which has no index at its end.
+                with pyarrow.memory_map(str(path / file)) as mapped:
+                    table = pyarrow.ipc.open_stream(mapped).read_all()
+            except (OSError, pyarrow.ArrowInvalid) as error:
+                raise InputError(
+                    f"{path / file} is no arrow stream ({error}): save it again"
+                ) from None
+            missing = [name for name in wanted if name not in table.column_names]
+            kept = table if missing else table.select(sorted(wanted))
+            for record in kept.to_pylist():
+                yield f"{path}, example {number}", record
+                number += 1
+
+    return records(), names
+
+
+def _prepared(name: str, part: str) -> tuple[Iterable, dict[str, list[str]]]:
+    """Rows of a tensorflow-datasets set on the disk; nothing is downloaded."""
+    from tensorflow_datasets.core import read_only_builder
+
+    # By its files alone: building it by name would ask the network what can be downloaded.
+    find: Any = read_only_builder.builder_from_files
+    try:
+        builder = find(name)
+        features: Any = builder.info.features
+        if part not in builder.info.splits:
+            raise InputError(
+                f"{name} has the parts {', '.join(builder.info.splits)}, not '{part}': choose with "
+                "parts="
+            )
+        examples: Any = builder.as_data_source(part)
+    except InputError:
+        raise
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise InputError(
+            f"{name} is no file or folder here, and no tensorflow-datasets set that has been "
+            f"prepared as array_record ({type(error).__name__}: {reason}): check the path, or run "
+            "once: import tensorflow_datasets as tfds, tensorflow_datasets.text; "
+            f'tfds.builder("{name}", file_format="array_record").download_and_prepare()'
+        ) from None
+    names = {key: each.names for key, each in features.items() if getattr(each, "names", None)}
+    rows = ((f"{name}, {part} example {i}", examples[i]) for i in range(len(examples)))
+    return rows, names
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(read_utf8(path))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise InputError(
+                f"{error}; a folder must be one that Hugging Face's save_to_disk wrote"
+            ) from None
+        raise InputError(f"{path} is not JSON ({error}): save the set again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path} is no JSON object: save the set again")
+    return found
