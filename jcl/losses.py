@@ -2,10 +2,8 @@
 
 A loss is (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"}; losses hold one
 number per example. Without targets in the batch (predict) the scalar is 0 and aux has only the
-logits. The logits are returned lazily: XLA drops them where no strategy reads them.
-
-A batch's attention_mask [batch, length], 1 where a token counts and 0 where it is padding, goes to
-apply by that name; without it apply is called with params, inputs and key alone.
+logits. The logits are returned lazily: XLA drops them where no strategy reads them. Where the batch
+holds an attention_mask [batch, length] (1 where a token counts, 0 at padding), apply gets it.
 """
 
 from collections.abc import Callable
@@ -123,7 +121,7 @@ def bits_per_byte(apply: Apply, bytes_per_token: np.ndarray) -> Measure:
     table = np.asarray(bytes_per_token, np.float32)
 
     def function(params, batch):
-        losses = cross_entropy(_logits(apply, params, batch), batch["targets"])
+        losses = cross_entropy(_logits(apply, params, batch, None), batch["targets"])
         mask = _mask(batch, losses)
         bits = (losses * mask).sum() / jnp.log(2.0)
         return bits, (jnp.asarray(table)[batch["targets"]] * mask).sum()
@@ -139,7 +137,7 @@ def accuracy(apply: Apply) -> Measure:
     """
 
     def function(params, batch):
-        logits = mask_labels(_logits(apply, params, batch), batch.get("label_mask"))
+        logits = mask_labels(_logits(apply, params, batch, None), batch.get("label_mask"))
         right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
         mask = _mask(batch, right)
         return (right * mask).sum(), mask.sum()
@@ -163,10 +161,7 @@ def mask_labels(
     return logits if label_mask is None else jnp.where(label_mask > 0, logits, -1e9)
 
 
-def _logits(
-    apply: Apply, params: Any, batch: dict[str, Any], key: jax.Array | None = None
-) -> jax.Array:
-    """The model's, told of the padding where the batch tells of it."""
+def _logits(apply: Apply, params: Any, batch: dict[str, Any], key: jax.Array | None) -> jax.Array:
     if "attention_mask" not in batch:
         return apply(params, batch["inputs"], key)
     return apply(params, batch["inputs"], key, attention_mask=batch["attention_mask"])

@@ -294,12 +294,12 @@ RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "La
 """Names of old checkpoints, among them BERT base's, and those of today."""
 
 IGNORED = (
-    r"(bert\.|roberta\.|distilbert\.)?embeddings\.(position_ids|token_type_ids)$",
-    r"(bert\.|roberta\.)?pooler\.dense\.(weight|bias)$",
-    r"cls\.(predictions|seq_relationship)\..+$",
-    r"lm_head\..+$",
-    r"vocab_(transform|layer_norm|projector)\.(weight|bias)$",
-    r"(pre_)?classifier\..+$",
+    r"^(bert\.|roberta\.|distilbert\.)?embeddings\.(position_ids|token_type_ids)$",
+    r"^(bert\.|roberta\.)?pooler\.dense\.(weight|bias)$",
+    r"^cls\.(predictions|seq_relationship)\..+$",
+    r"^lm_head\..+$",
+    r"^vocab_(transform|layer_norm|projector)\.(weight|bias)$",
+    r"^(pre_)?classifier\..+$",
 )
 """Names that a checkpoint may hold beside those of `tensors`: buffers, the copies of tied tensors,
 and the heads, of which a model has one."""
