@@ -1,6 +1,7 @@
 """BERT, RoBERTa and DistilBERT against Hugging Face's in PyTorch, and their own promises."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -11,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.test_util import check_grads
 from safetensors.numpy import load_file, save_file
 
 import jcl
@@ -24,24 +24,29 @@ FAMILIES = {"bert": "Bert", "roberta": "Roberta", "distilbert": "DistilBert"}
 HEADS = {"masked_lm": "ForMaskedLM", "classes": "ForSequenceClassification", "features": "Model"}
 
 SMALL = BertConfig(
-    vocab_size=31, positions=12, width=16, layers=2, heads=2, inner=24, head="classes", classes=3
+    vocab_size=31, positions=12, width=16, layers=1, heads=2, inner=24, head="classes", classes=3
 )
 INPUTS = jax.random.randint(jax.random.key(0), (4, 12), 2, 31)
 REAL = (jnp.arange(12) < jnp.array([12, 5, 9, 1])[:, None]).astype(jnp.int32)
 BATCH = {"inputs": INPUTS * REAL, "attention_mask": REAL, "targets": jnp.array([0, 2, 1, 2])}
 
 
-def make(config=SMALL, seed=1):
-    """A model and its params, biases and scales as well at random."""
-    model = bert(config)
-    leaves, structure = jax.tree.flatten(model.init(jax.random.key(seed)))
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return model, structure.unflatten(
-        [
-            leaf + 0.2 * jax.random.normal(key, leaf.shape)
-            for leaf, key in zip(leaves, keys, strict=True)
-        ]
+def at_random(shapes, seed=1):
+    """Params of those shapes, biases and scales as well at random."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda shape: jnp.asarray(generator.normal(0.0, 0.3, shape.shape), shape.dtype), shapes
     )
+
+
+def make(config=SMALL):
+    model = bert(config)
+    return model, at_random(wrapping.shapes(model))
+
+
+def run(function, *arguments, attention_mask=None):
+    """function(params, inputs, ..., attention_mask), compiled: op by op takes longer."""
+    return jax.jit(function)(*arguments, attention_mask=attention_mask)
 
 
 def flat(params):
@@ -91,11 +96,11 @@ def theirs(family, head, **fields):
     name = FAMILIES[family]
     common = dict(vocab_size=61, pad_token_id=1, num_labels=5)
     if family == "distilbert":
-        shape = dict(max_position_embeddings=18, dim=24, n_layers=2, n_heads=3, hidden_dim=40)
+        shape = dict(max_position_embeddings=18, dim=24, n_layers=1, n_heads=3, hidden_dim=40)
     else:
         shape = dict(
             max_position_embeddings=20 if family == "roberta" else 18, hidden_size=24,
-            num_hidden_layers=2, num_attention_heads=3, intermediate_size=40,
+            num_hidden_layers=1, num_attention_heads=3, intermediate_size=40,
         )  # fmt: skip
     config = getattr(transformers, f"{name}Config")(**common | shape | fields)
     model = getattr(transformers, f"{name}{HEADS[head]}")(config).eval()
@@ -118,17 +123,15 @@ def padded(sides, length=18, padding=1):
 
 
 CASES = [
-    ("bert", "masked_lm", {}),
+    ("bert", "masked_lm", {"num_hidden_layers": 2}),
     ("bert", "masked_lm", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5, "type_vocab_size": 1}),
-    ("bert", "classes", {"hidden_act": "relu"}),
-    ("bert", "classes", {"num_hidden_layers": 1, "num_attention_heads": 1, "hidden_size": 20}),
+    ("bert", "classes", {"hidden_act": "relu", "hidden_size": 20, "num_attention_heads": 1}),
     ("bert", "features", {}),
-    ("roberta", "masked_lm", {"hidden_act": "relu"}),
-    ("roberta", "masked_lm", {"type_vocab_size": 1, "layer_norm_eps": 1e-5}),
-    ("roberta", "classes", {"num_labels": 2}),
+    ("roberta", "masked_lm", {"hidden_act": "relu", "type_vocab_size": 1, "layer_norm_eps": 1e-5}),
+    ("roberta", "classes", {"num_labels": 2, "num_hidden_layers": 2}),
     ("roberta", "features", {}),
     ("distilbert", "masked_lm", {"activation": "relu"}),
-    ("distilbert", "classes", {}),
+    ("distilbert", "classes", {"n_layers": 2}),
     ("distilbert", "features", {"sinusoidal_pos_embds": True}),
 ]
 
@@ -145,74 +148,72 @@ def test_logits_and_gradients_equal_hugging_faces(family, head, fields, tmp_path
     assert rest == []
 
     def answer(inputs, mask):
-        return model(
-            input_ids=torch.tensor(inputs),
-            attention_mask=None if mask is None else torch.tensor(mask),
-        )
+        """Their output for every token or input, and their pooled one if they have it."""
+        mask = None if mask is None else torch.tensor(mask)
+        found = model(input_ids=torch.tensor(inputs), attention_mask=mask)
+        if head != "features":
+            return found.logits, None
+        return found.last_hidden_state, found.get("pooler_output")
 
-    def logits(found):
-        return found.last_hidden_state if head == "features" else found.logits
-
-    # Without padding at the longest input, and with padding on both sides.
-    for inputs, mask in ((padded(["no"] * 3)[0], None), padded(["left", "no", "right", "left"])):
-        found = answer(inputs, mask)
-        expected = logits(found).detach().numpy()
-        mask = None if mask is None else jnp.asarray(mask)
-        got = ours.apply(params, jnp.asarray(inputs), attention_mask=mask)
-        np.testing.assert_allclose(got, expected, atol=1e-4)
+    def check(got, expected):
+        np.testing.assert_allclose(got, expected.detach().numpy(), atol=1e-4)
         assert expected.std() > 0.1
-        if head == "features":
-            pooled = ours.features(params, jnp.asarray(inputs), attention_mask=mask)
-            first = found.get("pooler_output", found.last_hidden_state[:, 0])
-            np.testing.assert_allclose(pooled, first.detach().numpy(), atol=1e-4)
 
-    # Padding on the right: PyTorch gives the embedding of a padding token no gradient.
+    whole, _ = padded(["no"] * 3)  # at the longest input
+    check(run(ours.apply, params, jnp.asarray(whole)), answer(whole, None)[0])
+
+    # Padding on the right for the gradient: on the left PyTorch gives the embedding of a padding
+    # token none, also where the head reads it.
     inputs, mask = padded(["right", "no", "right"])
-    found = answer(inputs, mask)
-    batch = {"inputs": inputs, "attention_mask": mask}
-    batch = {name: jnp.asarray(leaf) for name, leaf in batch.items()}
+    targets = np.random.default_rng(2).integers(0, 2, len(inputs))
+    counted, weights = np.ones(len(inputs)), np.random.default_rng(1).normal(size=(*mask.shape, 1))
+    if head == "masked_lm":
+        targets, counted = whole[::-1], mask * (np.arange(18) % 3 == 0)
+    weights = np.asarray(weights * mask[..., None], np.float32)
+    output, pooled = answer(inputs, mask)
     if head == "features":
-        weights = mask[..., None] * np.random.default_rng(1).normal(size=(*mask.shape, 1))
-        output = found.last_hidden_state * torch.tensor(weights, dtype=torch.float32)
-        value = torch.square(output).mean()
-        if family != "distilbert":
-            value = value + found.pooler_output.square().mean()
-
-        def loss_fn(params):
-            call = dict(inputs=batch["inputs"], attention_mask=batch["attention_mask"])
-            loss = jnp.square(ours.apply(params, **call) * weights).mean()
-            if family != "distilbert":
-                loss = loss + jnp.square(ours.features(params, **call)).mean()
-            return loss
-
+        value = (output * torch.tensor(weights)).square().mean()
+        value = value if pooled is None else value + pooled.square().mean()
     else:
-        targets = np.random.default_rng(2).integers(0, 2, len(inputs))
-        counted = np.ones(len(inputs))
-        task = jcl.losses.classify
-        if head == "masked_lm":
-            targets, counted = padded(["no"] * 3)[0][::-1], mask * (np.arange(18) % 3 == 0)
-            task = jcl.losses.masked_lm
-        labels = torch.tensor(np.where(counted, targets, -100))
-        scores = found.logits.reshape(-1, found.logits.shape[-1])
-        value = torch.nn.functional.cross_entropy(scores, labels.reshape(-1))
-        batch |= {"targets": jnp.asarray(targets), "mask": jnp.asarray(counted)}
-        loss_fn = lambda params: task(ours.apply)(params, batch, None)[0]
-
+        labels = torch.tensor(np.where(counted, targets, -100)).reshape(-1)
+        scores = output.reshape(-1, output.shape[-1])
+        value = torch.nn.functional.cross_entropy(scores, labels)
     value.backward()
-    loss, gradient = jax.value_and_grad(loss_fn)(params)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def differentiated(params, inputs, mask):
+        call = dict(inputs=inputs, attention_mask=mask)
+        if head == "features":
+            output, own = ours.apply(params, **call), ours.features(params, **call)
+            loss = jnp.square(output * weights).mean()
+            return loss if pooled is None else loss + jnp.square(own).mean(), (output, own)
+        task = jcl.losses.masked_lm if head == "masked_lm" else jcl.losses.classify
+        batch = call | {"targets": jnp.asarray(targets), "mask": jnp.asarray(counted)}
+        loss, aux = task(ours.apply)(params, batch, None)
+        return loss, (aux["logits"], None)
+
+    left, left_mask = padded(["left", "no", "left"])
+    (_, (got, own)), _ = differentiated(params, jnp.asarray(left), jnp.asarray(left_mask))
+    expected, expected_pooled = answer(left, left_mask)
+    check(got, expected)
+    if own is not None:
+        check(own, expected[:, 0] if expected_pooled is None else expected_pooled)
+
+    (loss, (got, _)), gradient = differentiated(params, jnp.asarray(inputs), jnp.asarray(mask))
+    check(got, output)
     np.testing.assert_allclose(loss, value.item(), rtol=1e-4)
-    named = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    expected = {}
-    for path, leaf in flat(params).items():
-        name = tensors(ours.config)[path].name
-        own = next((named[n] for n in named if shorter(n) == shorter(name)), None)
-        assert own is not None or name in map(shorter, frozen) or shorter(name) in frozen, name
-        if own is not None:
-            own = own.numpy().T if tensors(ours.config)[path].transpose else own.numpy()
-            np.testing.assert_allclose(flat(gradient)[path], own, atol=1e-3, err_msg=path)
-            expected[path] = np.abs(own).max()
-    assert max(expected.values()) > 0.05  # the tolerance is small against what it compares
+    theirs_by_name = {shorter(name): leaf for name, leaf in model.named_parameters()}
+    gradient, largest = flat(gradient), 0.0
+    for path, tensor in tensors(ours.config).items():
+        parameter = theirs_by_name[shorter(tensor.name)]
+        if not parameter.requires_grad:
+            assert "sinusoidal_pos_embds" in fields
+            continue
+        expected = parameter.grad.numpy().T if tensor.transpose else parameter.grad.numpy()
+        np.testing.assert_allclose(gradient[path], expected, atol=1e-3, err_msg=path)
+        largest = max(largest, np.abs(expected).max())
+    assert largest > 0.05  # the tolerance is small against what it compares
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -238,7 +239,7 @@ def test_hugging_face_loads_what_we_write(family, head, tmp_path):
         )
     expected = answer.last_hidden_state if head == "features" else answer.logits
     np.testing.assert_allclose(
-        model.apply(params, INPUTS, attention_mask=REAL), expected.numpy(), atol=1e-4
+        run(model.apply, params, INPUTS, attention_mask=REAL), expected.numpy(), atol=1e-4
     )
 
 
@@ -355,33 +356,31 @@ def test_the_pretrained_encoder_equals_hugging_faces():
     hidden = answer.last_hidden_state.numpy()
     real = jnp.asarray(mask)
     tokens = jnp.asarray(inputs)
-    np.testing.assert_allclose(model.apply(params, tokens, attention_mask=real), hidden, atol=1e-5)
     np.testing.assert_allclose(
-        model.features(params, tokens, attention_mask=real), answer.pooler_output.numpy(), atol=1e-5
+        run(model.apply, params, tokens, attention_mask=real), hidden, atol=1e-5
     )
     mean = bert(dataclasses.replace(config, pooling="mean"))
     params, rest = read(mean, found)
     assert rest == ["embeddings.position_ids", "pooler.dense.bias", "pooler.dense.weight"]
     expected = (hidden * mask[..., None]).sum(axis=1) / mask.sum(axis=1)[:, None]
     np.testing.assert_allclose(
-        mean.features(params, tokens, attention_mask=real), expected, atol=1e-5
+        run(mean.features, params, tokens, attention_mask=real), expected, atol=1e-5
     )
 
 
-@pytest.mark.parametrize("pooling", ["first", "mean"])
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(
+    ("head", "pooling"), [("masked_lm", "first"), ("classes", "first"), ("features", "mean")]
+)
 def test_what_stands_in_the_padding_does_not_act(head, pooling):
     model, params = make(dataclasses.replace(SMALL, head=head, pooling=pooling))
+    function = model.features if head == "features" else model.apply
     other = jnp.where(REAL, INPUTS, 7)
-    for function in (model.apply, model.features):
-        one = function(params, INPUTS, attention_mask=REAL)
-        two = function(params, other, attention_mask=REAL)
-        if one.ndim == 3:
-            one, two = one * REAL[..., None], two * REAL[..., None]
-        np.testing.assert_allclose(one, two, atol=1e-6)
-        assert jnp.abs(function(params, INPUTS) - function(params, other)).max() > 1e-3
-        short = function(params, INPUTS[1:2, :5])
-        np.testing.assert_allclose(one[1:2, :5] if one.ndim == 3 else one[1:2], short, atol=1e-5)
+    one, two = (run(function, params, tokens, attention_mask=REAL) for tokens in (INPUTS, other))
+    real = REAL[..., None] if head == "masked_lm" else 1
+    np.testing.assert_allclose(one * real, two * real, atol=1e-6)
+    assert jnp.abs(run(function, params, INPUTS) - run(function, params, other)).max() > 1e-3
+    short = run(function, params, INPUTS[1:2, :5])
+    np.testing.assert_allclose(one[1:2, :5] if one.ndim == 3 else one[1:2], short, atol=1e-5)
 
 
 def test_an_example_of_padding_alone_stays_finite():
@@ -389,22 +388,35 @@ def test_an_example_of_padding_alone_stays_finite():
         model, params = make(dataclasses.replace(SMALL, pooling=pooling))
         batch = {**BATCH, "attention_mask": jnp.zeros_like(REAL), "mask": jnp.zeros(4)}
         loss_fn = jcl.losses.classify(model.apply)
-        value, gradient = jax.value_and_grad(lambda p: loss_fn(p, batch, None)[0])(params)
+        differentiated = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+        (value, aux), gradient = differentiated(params, batch, None)
         assert float(value) == 0
         assert not any(jnp.any(leaf != 0) for leaf in jax.tree.leaves(gradient))  # nor NaN
-        assert jnp.all(jnp.isfinite(loss_fn(params, batch, None)[1]["logits"]))
+        assert jnp.all(jnp.isfinite(aux["logits"]))
 
 
-def test_dropout_acts_only_with_a_key():
-    for head in HEADS:
-        config = dataclasses.replace(SMALL, head=head, dropout=0.3)
-        (model, params), (without, _) = make(config), make(dataclasses.replace(config, dropout=0.0))
-        expected = without.apply(params, INPUTS, jax.random.key(3))
-        np.testing.assert_array_equal(model.apply(params, INPUTS), expected)
-        one, two = (model.apply(params, INPUTS, jax.random.key(seed)) for seed in (3, 4))
-        np.testing.assert_array_equal(model.apply(params, INPUTS, jax.random.key(3)), one)
-        assert jnp.abs(one - expected).max() > 1e-3
-        assert jnp.abs(one - two).max() > 1e-3
+@pytest.mark.parametrize("head", ["masked_lm", "classes"])
+def test_dropout_acts_only_with_a_key(head):
+    config = dataclasses.replace(SMALL, head=head, dropout=0.3)
+    (model, params), (without, _) = make(config), make(dataclasses.replace(config, dropout=0.0))
+    apply = jax.jit(model.apply)
+    expected = jax.jit(without.apply)(params, INPUTS, jax.random.key(3))
+    np.testing.assert_array_equal(apply(params, INPUTS), expected)
+    one, two = (apply(params, INPUTS, jax.random.key(seed)) for seed in (3, 4))
+    np.testing.assert_array_equal(apply(params, INPUTS, jax.random.key(3)), one)
+    assert jnp.abs(one - expected).max() > 1e-3
+    assert jnp.abs(one - two).max() > 1e-3
+
+
+def test_the_scale_of_the_first_weights():
+    config = dataclasses.replace(SMALL, vocab_size=200, width=64, inner=64)
+    params = flat(jax.jit(bert(config).init)(jax.random.key(0)))
+    for path, leaf in params.items():
+        name = path.rpartition("/")[2]
+        if name in ("scale", "bias"):
+            assert jnp.all(leaf == (name == "scale")), path
+        elif leaf.size > 1000:
+            np.testing.assert_allclose(jnp.std(leaf), 0.02, rtol=0.1, err_msg=path)
 
 
 def test_bert_base_has_its_published_size():
@@ -439,29 +451,27 @@ def test_the_backward_pass_of_gelu_by_hand():
     def curvature(function):
         return jax.grad(lambda x: jnp.sum(weights * jax.grad(loss(function))(x)))
 
-    np.testing.assert_array_equal(gelu(x), plain(x))
-    np.testing.assert_allclose(jax.grad(loss(gelu))(x), jax.grad(loss(plain))(x), atol=1e-5)
-    np.testing.assert_allclose(curvature(gelu)(x), curvature(plain)(x), atol=1e-4)
-    check_grads(gelu, (x,), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)
+    def results(function):
+        return jax.jit(lambda x: (function(x), jax.grad(loss(function))(x), curvature(function)(x)))
+
+    for ours, theirs in zip(results(gelu)(x), results(plain)(x), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        assert jnp.abs(theirs).max() > 1
 
 
 def test_lora_adapts_it_by_path_and_merges():
     model, base = make()
     adapted = lora(model, rank=2, alpha=4.0, where=["layer_*/attn/query", "layer_*/attn/value"])
-    params = adapted.init(jax.random.key(2))
-    assert set(params["lora"]["layer_1"]["attn"]) == {"query", "value"}
-    params = {**params, **base}
-    call = dict(inputs=INPUTS, attention_mask=REAL)
-    np.testing.assert_array_equal(adapted.apply(params, **call), model.apply(base, **call))
+    params = {**jax.jit(adapted.init)(jax.random.key(2)), **base}
+    assert set(params["lora"]["layer_0"]["attn"]) == {"query", "value"}
+    plain, wrapped = jax.jit(model.apply), jax.jit(adapted.apply)
+    before = plain(base, INPUTS, attention_mask=REAL)
+    np.testing.assert_array_equal(wrapped(params, INPUTS, attention_mask=REAL), before)
     params["lora"] = jax.tree.map(lambda leaf: leaf + 0.1, params["lora"])
-    merged = merge_lora(params, 4.0)
-    expected = model.apply(merged, **call)
-    np.testing.assert_allclose(adapted.apply(params, **call), expected, atol=1e-5)
-    np.testing.assert_allclose(
-        adapted.features(params, **call), model.features(merged, **call), atol=1e-5
-    )
-    assert jnp.abs(expected - model.apply(base, **call)).max() > 1e-3
-    assert list(lora(model, 1, 1.0).init(jax.random.key(0))["lora"]["layer_0"]["attn"]) == [
+    merged = plain(merge_lora(params, 4.0), INPUTS, attention_mask=REAL)
+    np.testing.assert_allclose(wrapped(params, INPUTS, attention_mask=REAL), merged, atol=1e-5)
+    assert jnp.abs(merged - before).max() > 1e-3
+    assert list(wrapping.shapes(lora(model, 1, 1.0))["lora"]["layer_0"]["attn"]) == [
         "key", "output", "query", "value",
     ]  # fmt: skip
 
@@ -469,81 +479,80 @@ def test_lora_adapts_it_by_path_and_merges():
 def test_adapters_stand_behind_attention_and_mlp():
     model, base = make()
     adapted = adapters(model, width=3)
-    params = {**adapted.init(jax.random.key(2)), **base}
+    params = {**jax.jit(adapted.init)(jax.random.key(2)), **base}
     assert set(params["adapters"]["layer_0"]) == {"attn", "mlp"}
-    call = dict(inputs=INPUTS, attention_mask=REAL)
-    np.testing.assert_array_equal(adapted.apply(params, **call), model.apply(base, **call))
-    params["adapters"]["layer_1"]["mlp"]["up_bias"] += 1.0
-    moved = {**base, "layer_1": {**base["layer_1"], "mlp": {**base["layer_1"]["mlp"]}}}
-    output = moved["layer_1"]["mlp"]["output"]
-    moved["layer_1"]["mlp"]["output"] = {**output, "bias": output["bias"] + 1.0}
-    np.testing.assert_allclose(adapted.apply(params, **call), model.apply(moved, **call), atol=1e-5)
+    plain, wrapped = jax.jit(model.apply), jax.jit(adapted.apply)
+    np.testing.assert_array_equal(
+        wrapped(params, INPUTS, attention_mask=REAL), plain(base, INPUTS, attention_mask=REAL)
+    )
+    params["adapters"]["layer_0"]["mlp"]["up_bias"] += jnp.arange(16.0)
+    moved = jax.tree.map(lambda leaf: leaf, base)
+    moved["layer_0"]["mlp"]["output"]["bias"] += jnp.arange(16.0)
+    np.testing.assert_allclose(
+        wrapped(params, INPUTS, attention_mask=REAL),
+        plain(moved, INPUTS, attention_mask=REAL),
+        atol=1e-5,
+    )
 
 
 def test_the_cosine_head_takes_the_place_of_its_classifier():
     model, params = make()
-    call = dict(inputs=INPUTS, attention_mask=REAL)
-    x, kernel = model.features(params, **call), params["classifier"]["kernel"]
+    x, kernel = run(model.features, params, INPUTS, attention_mask=REAL), params["classifier"]
+    kernel = kernel["kernel"]
     x = x / jnp.linalg.norm(x, axis=1, keepdims=True)
     expected = 7.0 * x @ (kernel / jnp.linalg.norm(kernel, axis=0))
     headed = cosine_head(model, "classifier", scale=7.0)
-    np.testing.assert_allclose(headed.apply(params, **call), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        run(headed.apply, params, INPUTS, attention_mask=REAL), expected, atol=1e-5
+    )
 
 
 def test_a_prompt_of_token_rows_equals_those_tokens_in_front():
     config = dataclasses.replace(SMALL, head="masked_lm", positions=18)
     base, rows = make(config)[1], jnp.array([[4, 9, 1], [16, 0, 7]])
     model = prompts(bert, config, length=3, slots=2, table="embeddings/word_embeddings")
-    params = {**model.init(jax.random.key(2)), **base}
+    params = {**jax.jit(model.init)(jax.random.key(2)), **base}
     params["prompt"] = base["embeddings"]["word_embeddings"][rows]
     front = jnp.tile(rows[::-1].reshape(1, 6), (4, 1))
     tokens = jnp.concatenate([front, INPUTS], axis=1)
     mask = jnp.concatenate([jnp.ones_like(front), REAL], axis=1)
-    plain = bert(config)
-    for got, expected in [
-        (model.apply(params, INPUTS), plain.apply(base, tokens)),
-        (model.apply(params, INPUTS, attention_mask=REAL),
-         plain.apply(base, tokens, attention_mask=mask)),
-        (model.features(params, INPUTS, attention_mask=REAL),
-         plain.features(base, tokens, attention_mask=mask)),
-    ]:  # fmt: skip
-        np.testing.assert_allclose(got, expected[:, 6:], atol=1e-5)
+    plain, wrapped = jax.jit(bert(config).apply), jax.jit(model.apply)
+    np.testing.assert_allclose(wrapped(params, INPUTS), plain(base, tokens)[:, 6:], atol=1e-5)
+    expected = plain(base, tokens, attention_mask=mask)[:, 6:]
+    got = wrapped(params, INPUTS, attention_mask=REAL)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
     # A slot that is not used yet stands behind the inputs as padding.
     params["prompts_used"] = jnp.ones((), jnp.int32)
-    np.testing.assert_allclose(
-        model.apply(params, INPUTS, attention_mask=REAL),
-        plain.apply(base, tokens[:, 3:], attention_mask=mask[:, 3:])[:, 3:],
-        atol=1e-5,
-    )
+    expected = plain(base, tokens[:, 3:], attention_mask=mask[:, 3:])[:, 3:]
+    got = wrapped(params, INPUTS, attention_mask=REAL)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
     classes = prompts(
         bert, dataclasses.replace(SMALL, positions=15), 3, table="embeddings/word_embeddings"
     )
     with pytest.raises(InputError, match="one output for the whole input"):
-        classes.apply(classes.init(jax.random.key(0)), INPUTS)
+        jax.eval_shape(classes.apply, wrapping.shapes(classes), INPUTS)
 
 
-def learning(strategy, model=None, key=None):
-    model = model or bert(SMALL)
+def learning(strategy, config=SMALL, key=None):
+    model, params = make(config)
     learner = jcl.learner(jcl.losses.classify(model.apply), strategy)
-    return learner, learner.init(key, make()[1], BATCH)
+    return learner, learner.init(key, params, BATCH)
 
 
 def test_freeze_and_only_act_by_path():
     strategy = jcl.chain(
-        jcl.only(["classifier/*", "layer_1/*", "layer_0/*"], optax.adamw(1e-2)),
-        jcl.freeze(["embeddings/*", "layer_0/*", "*attn*"]),
+        jcl.only(["classifier/*", "layer_*"], optax.sgd(1e-2)),
+        jcl.freeze(["embeddings/*", "layer_0/*", "*attn*", "pooler/*"]),
     )
-    learner, state = learning(strategy)
-    after = jax.jit(learner.step)(state, BATCH)[0].params
-    moved = {
-        path for path, leaf in flat(state.params).items() if jnp.any(leaf != flat(after)[path])
-    }
-    layer = {path for path in flat(state.params) if path.startswith("layer_1/mlp")}
+    learner, state = learning(strategy, dataclasses.replace(SMALL, layers=2))
+    before, after = flat(state.params), flat(jax.jit(learner.step)(state, BATCH)[0].params)
+    moved = {path for path, leaf in before.items() if jnp.any(leaf != after[path])}
+    layer = {path for path in before if path.startswith("layer_1/mlp")}
     assert moved == layer | {"classifier/kernel", "classifier/bias"}
 
 
 def test_strategies_learn_on_it_with_padding_in_the_memory():
-    strategy = jcl.chain(jcl.replay(capacity=6, size=4), jcl.ewc(strength=10.0), optax.adamw(1e-2))
+    strategy = jcl.chain(jcl.replay(capacity=6, size=4), jcl.ewc(strength=1e-3), optax.adamw(1e-2))
     learner, state = learning(strategy, key=jax.random.key(0))
     step, consolidate = jax.jit(learner.step), jax.jit(learner.consolidate)
     state, first = step(state, BATCH)
@@ -553,18 +562,18 @@ def test_strategies_learn_on_it_with_padding_in_the_memory():
     for _ in range(20):
         state, metrics = step(state, BATCH)
     assert metrics["ewc"] > 0
-    assert metrics["loss"] < 0.5 * first["loss"]
+    assert metrics["loss"] < 0.8 * first["loss"]
     other = {**BATCH, "inputs": jnp.where(REAL, INPUTS, 9)}
-    np.testing.assert_allclose(
-        learner.predict(state, BATCH)["logits"], learner.predict(state, other)["logits"], atol=1e-6
-    )
+    predict = jax.jit(learner.predict)
+    logits = [predict(state, batch)["logits"] for batch in (BATCH, other)]
+    np.testing.assert_allclose(*logits, atol=1e-6)
     assert step._cache_size() == 1
 
 
 def test_a_draw_of_the_memory_is_padded_as_it_was_stored():
     """Replay of the stored batch costs what the batch itself costs, padding included."""
-    model, params = make(dataclasses.replace(SMALL, dropout=0.0))
-    loss_fn = jcl.losses.classify(model.apply)
+    model, params = make(SMALL)
+    loss_fn = jax.jit(jcl.losses.classify(model.apply), static_argnums=2)
     policy = jcl.memory.reservoir(4)
     memory = policy.insert(policy.init(BATCH), BATCH, jax.random.key(0))
     drawn = policy.draw(memory, 32, jax.random.key(1))
