@@ -2,7 +2,8 @@
 
 A loss is (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"}; losses hold one
 number per example. Without targets in the batch (predict) the scalar is 0 and aux has only the
-logits. The logits are returned lazily: XLA drops them where no strategy reads them.
+logits. The logits are returned lazily: XLA drops them where no strategy reads them. Where the batch
+holds an attention_mask [batch, length] (1 where a token counts, 0 at padding), apply gets it.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+from jcl.errors import InputError
 
 Apply = Callable[..., jax.Array]
 LossFn = Callable[[Any, dict[str, Any], jax.Array | None], tuple[jax.Array, dict[str, Any]]]
@@ -44,7 +47,7 @@ def causal_lm(apply: Apply) -> LossFn:
     """
 
     def loss_fn(params, batch, key):
-        logits = apply(params, batch["inputs"], key)
+        logits = _logits(apply, params, batch, key)
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
         losses = cross_entropy(logits, batch["targets"])
@@ -52,6 +55,32 @@ def causal_lm(apply: Apply) -> LossFn:
         each = (losses * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
         loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
         return loss, {"logits": logits, "losses": each}
+
+    return loss_fn
+
+
+def masked_lm(apply: Apply) -> LossFn:
+    """Mean cross-entropy, in nats, over the masked positions of a batch of texts.
+
+    Args:
+        apply: (params, inputs [batch, length], key) -> logits [batch, length, vocab].
+
+    The batch holds inputs, with some tokens hidden, targets [batch, length], the tokens at the same
+    places, and a mask of the same shape: 1 at the places that are predicted. An example's loss is
+    the mean over its own. Devlin et al. 2019, section 3.1.
+
+    Raises:
+        InputError: the batch has targets but no mask.
+    """
+    per_token = causal_lm(apply)
+
+    def loss_fn(params, batch, key):
+        if "targets" in batch and "mask" not in batch:
+            raise InputError(
+                "masked_lm: the batch has no mask, so every token would be predicted, also those "
+                "that the model sees: give mask [batch, length], 1 where the token was hidden."
+            )
+        return per_token(params, batch, key)
 
     return loss_fn
 
@@ -68,7 +97,7 @@ def classify(apply: Apply) -> LossFn:
     """
 
     def loss_fn(params, batch, key):
-        free = apply(params, batch["inputs"], key)
+        free = _logits(apply, params, batch, key)
         logits = mask_labels(free, batch.get("label_mask"))
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
@@ -92,7 +121,7 @@ def bits_per_byte(apply: Apply, bytes_per_token: np.ndarray) -> Measure:
     table = np.asarray(bytes_per_token, np.float32)
 
     def function(params, batch):
-        losses = cross_entropy(apply(params, batch["inputs"], None), batch["targets"])
+        losses = cross_entropy(_logits(apply, params, batch, None), batch["targets"])
         mask = _mask(batch, losses)
         bits = (losses * mask).sum() / jnp.log(2.0)
         return bits, (jnp.asarray(table)[batch["targets"]] * mask).sum()
@@ -108,7 +137,7 @@ def accuracy(apply: Apply) -> Measure:
     """
 
     def function(params, batch):
-        logits = mask_labels(apply(params, batch["inputs"], None), batch.get("label_mask"))
+        logits = mask_labels(_logits(apply, params, batch, None), batch.get("label_mask"))
         right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
         mask = _mask(batch, right)
         return (right * mask).sum(), mask.sum()
@@ -130,6 +159,12 @@ def mask_labels(
 ) -> Float[Array, "batch classes"]:
     """The logits, very negative where the mask is 0."""
     return logits if label_mask is None else jnp.where(label_mask > 0, logits, -1e9)
+
+
+def _logits(apply: Apply, params: Any, batch: dict[str, Any], key: jax.Array | None) -> jax.Array:
+    if "attention_mask" not in batch:
+        return apply(params, batch["inputs"], key)
+    return apply(params, batch["inputs"], key, attention_mask=batch["attention_mask"])
 
 
 def _mask(batch: dict[str, Any], losses: jax.Array) -> jax.Array:

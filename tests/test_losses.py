@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from jcl.losses import accuracy, bits_per_byte, causal_lm, classify
+from jcl import InputError
+from jcl.losses import accuracy, bits_per_byte, causal_lm, classify, masked_lm
 
 LOG = np.log
 # Two blocks of two targets over three tokens, as probabilities.
@@ -29,6 +31,39 @@ def test_causal_lm_is_the_mean_over_counted_targets():
     loss, aux = causal_lm(apply)(0.0, masked, None)
     np.testing.assert_allclose(loss, (EACH[0, 0] + EACH[1].sum()) / 3, rtol=1e-6)
     np.testing.assert_allclose(aux["losses"], [EACH[0, 0], EACH[1].mean()], rtol=1e-6)
+
+
+def test_masked_lm_counts_the_masked_positions_and_asks_for_them():
+    masked = BATCH | {"mask": jnp.array([[0.0, 1.0], [1.0, 1.0]])}
+    loss, aux = masked_lm(apply)(0.0, masked, None)
+    np.testing.assert_allclose(loss, (EACH[0, 1] + EACH[1].sum()) / 3, rtol=1e-6)
+    np.testing.assert_allclose(aux["losses"], [EACH[0, 1], EACH[1].mean()], rtol=1e-6)
+    with pytest.raises(InputError, match="masked_lm: the batch has no mask"):
+        masked_lm(apply)(0.0, BATCH, None)
+    unlabelled = {"inputs": BATCH["inputs"]}
+    assert list(masked_lm(apply)(0.0, unlabelled, None)[1]) == ["logits"]
+
+
+def test_the_attention_mask_reaches_apply_by_name_and_only_where_there_is_one():
+    def padded(params, inputs, key=None, *, attention_mask):
+        return apply(params, inputs) * attention_mask[..., None]  # padding: equal chances
+
+    batch = BATCH | {"attention_mask": jnp.array([[1, 0], [1, 1]]), "mask": jnp.ones((2, 2))}
+    expected = np.where([[False, True], [False, False]], LOG(3), EACH)
+    for loss_fn in (causal_lm, masked_lm):
+        _, aux = loss_fn(padded)(0.0, batch, None)
+        np.testing.assert_allclose(aux["losses"], expected.mean(axis=1), rtol=1e-6)
+    bits, _ = bits_per_byte(padded, np.ones(3)).function(0.0, batch)
+    np.testing.assert_allclose(bits, expected.sum() / LOG(2), rtol=1e-6)
+
+    rows = {"inputs": BATCH["inputs"][1], "attention_mask": jnp.array([1, 0])}
+    rows["targets"] = jnp.array([0, 2])
+    _, aux = classify(padded)(0.0, rows, None)
+    np.testing.assert_allclose(aux["losses"], [-LOG(0.8), LOG(3)], rtol=1e-6)
+    right, _ = accuracy(padded).function(0.0, rows)
+    assert float(right) == 1  # all classes are as likely in row 1, and the first is taken
+    with pytest.raises(TypeError, match="attention_mask"):
+        classify(padded)(0.0, {"inputs": rows["inputs"], "targets": rows["targets"]}, None)
 
 
 def test_nothing_counted_is_zero_and_not_nan():

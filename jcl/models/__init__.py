@@ -1,6 +1,7 @@
 """The models, one file a family, and the wrappers that turn any of them into another."""
 
 from jcl.models.adapters import adapters
+from jcl.models.bert import BertConfig, bert
 from jcl.models.cosine_head import cosine_head
 from jcl.models.gpt2 import GPT2_SIZES, GPT2Config, gpt2
 from jcl.models.lora import lora, merge_lora
@@ -11,10 +12,12 @@ from jcl.models.prompts import prompts
 
 __all__ = [
     "GPT2_SIZES",
+    "BertConfig",
     "GPT2Config",
     "MLPConfig",
     "Model",
     "adapters",
+    "bert",
     "cosine_head",
     "gpt2",
     "lora",

@@ -21,3 +21,10 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
     config: Any
     features: Callable[..., jax.Array] | None = None
+
+
+class Tensor(NamedTuple):
+    """Where Hugging Face keeps a parameter: its name in a checkpoint, and whether [out, in]."""
+
+    name: str
+    transpose: bool = False
