@@ -2,7 +2,8 @@
 
 A loss is (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"}; losses hold one
 number per example. Without targets in the batch (predict) the scalar is 0 and aux has only the
-logits. The logits are returned lazily: XLA drops them where no strategy reads them.
+logits. The logits are returned lazily: XLA drops them where no strategy reads them. Where the batch
+holds an attention_mask [batch, length] (1 where a token counts, 0 at padding), apply gets it.
 """
 
 from collections.abc import Callable
@@ -44,7 +45,7 @@ def causal_lm(apply: Apply) -> LossFn:
     """
 
     def loss_fn(params, batch, key):
-        logits = apply(params, batch["inputs"], key)
+        logits = _logits(apply, params, batch, key)
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
         losses = cross_entropy(logits, batch["targets"])
@@ -68,7 +69,7 @@ def classify(apply: Apply) -> LossFn:
     """
 
     def loss_fn(params, batch, key):
-        free = apply(params, batch["inputs"], key)
+        free = _logits(apply, params, batch, key)
         logits = mask_labels(free, batch.get("label_mask"))
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
@@ -92,7 +93,7 @@ def bits_per_byte(apply: Apply, bytes_per_token: np.ndarray) -> Measure:
     table = np.asarray(bytes_per_token, np.float32)
 
     def function(params, batch):
-        losses = cross_entropy(apply(params, batch["inputs"], None), batch["targets"])
+        losses = cross_entropy(_logits(apply, params, batch, None), batch["targets"])
         mask = _mask(batch, losses)
         bits = (losses * mask).sum() / jnp.log(2.0)
         return bits, (jnp.asarray(table)[batch["targets"]] * mask).sum()
@@ -108,7 +109,7 @@ def accuracy(apply: Apply) -> Measure:
     """
 
     def function(params, batch):
-        logits = mask_labels(apply(params, batch["inputs"], None), batch.get("label_mask"))
+        logits = mask_labels(_logits(apply, params, batch, None), batch.get("label_mask"))
         right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
         mask = _mask(batch, right)
         return (right * mask).sum(), mask.sum()
@@ -130,6 +131,12 @@ def mask_labels(
 ) -> Float[Array, "batch classes"]:
     """The logits, very negative where the mask is 0."""
     return logits if label_mask is None else jnp.where(label_mask > 0, logits, -1e9)
+
+
+def _logits(apply: Apply, params: Any, batch: dict[str, Any], key: jax.Array | None) -> jax.Array:
+    if "attention_mask" not in batch:
+        return apply(params, batch["inputs"], key)
+    return apply(params, batch["inputs"], key, attention_mask=batch["attention_mask"])
 
 
 def _mask(batch: dict[str, Any], losses: jax.Array) -> jax.Array:
