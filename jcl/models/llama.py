@@ -74,8 +74,8 @@ class LlamaConfig:
         inner: of the feed-forward layers.
         layers: number of blocks.
         heads: of every attention.
-        key_value_heads: heads of the keys and values, a divisor of heads; None is as many.
-        head_width: even; None is width / heads.
+        key_value_heads: heads of the keys and values, a divisor of heads; 0 is as many.
+        head_width: even; 0 is width / heads.
         tied: whether the head is the token table.
         family: "llama", "mistral" or "qwen2", by which Hugging Face knows it; Qwen2 has biases at
             queries, keys and values.
@@ -94,8 +94,8 @@ class LlamaConfig:
     inner: int = 11008
     layers: int = 32
     heads: int = 32
-    key_value_heads: int | None = None
-    head_width: int | None = None
+    key_value_heads: int = 0
+    head_width: int = 0
     tied: bool = False
     family: str = "llama"
     bias: bool = False
@@ -112,10 +112,10 @@ class LlamaConfig:
 
         for field in ("vocab_size", "positions", "width", "inner", "layers", "heads"):
             checks.whole("LlamaConfig", field, getattr(self, field))
-        # Frozen, so that it can be a static argument.
-        if self.key_value_heads is None:
+        # Past the frozen dataclass's own guard, so that two ways to say the same shape are equal.
+        if self.key_value_heads == 0:
             object.__setattr__(self, "key_value_heads", self.heads)
-        if self.head_width is None:
+        if self.head_width == 0:
             if self.width % self.heads:
                 refuse(f"width={self.width} is no multiple of heads={self.heads}; say head_width")
             object.__setattr__(self, "head_width", self.width // self.heads)
@@ -214,8 +214,8 @@ def from_hf(settings: dict[str, Any]) -> LlamaConfig:
         inner=read("intermediate_size", _INNER[family]),
         layers=layers,
         heads=read("num_attention_heads", 32),
-        key_value_heads=read("num_key_value_heads", 8 if family == "mistral" else None),
-        head_width=read("head_dim", None),
+        key_value_heads=read("num_key_value_heads", 8 if family == "mistral" else 0) or 0,
+        head_width=read("head_dim", 0) or 0,
         tied=read("tie_word_embeddings", False),
         family=family,
         bias=family == "llama" and read("attention_bias", False),

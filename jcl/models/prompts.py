@@ -80,6 +80,9 @@ def prompts(
             prompt = vocab + jnp.where(place < front, newest_first, place - size)
             text = jnp.take(inputs, jnp.clip(place - front, 0, size - 1), axis=1)
             inside = (place >= front) & (place < front + size)
+            if rest.get("attention_mask") is not None:
+                own = jnp.take(rest["attention_mask"], jnp.clip(place - front, 0, size - 1), axis=1)
+                rest["attention_mask"] = jnp.where(inside, own > 0, place < front)
             output = function(widen(params), jnp.where(inside, text, prompt), key, **rest)
             return jax.lax.dynamic_slice_in_dim(output, front, size, axis=1)
 
