@@ -15,13 +15,13 @@ from jcl.models.llama import from_hf, to_hf
 
 SHAPE = {
     "vocab_size": 61, "max_position_embeddings": 20, "hidden_size": 32, "intermediate_size": 48,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2,
     "rms_norm_eps": 1e-5,
 }  # fmt: skip
 SCALED = {"rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 8}
 # model_type and what differs from SHAPE: the forms in which published checkpoints come
 KINDS = {
-    "Llama 2": ("llama", {"num_key_value_heads": 4}),
+    "Llama 2": ("llama", {"num_key_value_heads": 4, "num_hidden_layers": 2}),
     "SmolLM": ("llama", {"tie_word_embeddings": True, "rope_theta": 5000.0}),
     "Llama 3.2": (
         "llama",
@@ -34,7 +34,7 @@ KINDS = {
         },
     ),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
-    "linear": ("llama", {"rope_scaling": {"type": "linear", "factor": 3.0}, "rope_theta": 100.0}),
+    "linear": ("llama", {"rope_scaling": {"type": "linear", "factor": 3}, "rope_theta": 100}),
     "dynamic": (
         "llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0},
                   "max_position_embeddings": 12},
@@ -44,11 +44,17 @@ KINDS = {
     "Mistral 0.3": ("mistral", {"sliding_window": None, "head_dim": 12}),
     "Qwen2": ("qwen2", {"rope_theta": 1e6, "tie_word_embeddings": True}),
     "Qwen2, window": (
-        "qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
+        "qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1,
+                  "num_hidden_layers": 2}
     ),
 }  # fmt: skip
 INPUTS = jax.random.randint(jax.random.key(0), (3, 20), 0, 61)
 CONFIG = LlamaConfig(61, positions=20, width=32, inner=48, layers=2, heads=4, key_value_heads=2)
+
+
+def made(config):
+    model = llama(config)
+    return jax.jit(model.apply), jax.jit(model.init)(jax.random.key(1))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,7 +104,7 @@ def test_config_json_of_before():
         ("llama", {"head_dim": 5}, "must be even"),
         (
             "qwen2",
-            {"use_sliding_window": True, "max_window_layers": 1,
+            {"use_sliding_window": True, "max_window_layers": 1, "num_hidden_layers": 2,
              "layer_types": ["sliding_attention", "full_attention"]},
             "layer_types",
         ),
@@ -135,35 +141,29 @@ def test_rotations_that_are_refused():
 
 
 def test_an_input_longer_than_the_positions():
-    model = llama(CONFIG)
-    params = model.init(jax.random.key(1))
+    apply, params = made(CONFIG)
     with pytest.raises(InputError, match="21 tokens long and the model has 20"):
-        model.apply(params, jnp.zeros((1, 21), jnp.int32))
+        apply(params, jnp.zeros((1, 21), jnp.int32))
 
 
 def test_only_earlier_tokens_within_the_window_count():
-    config = dataclasses.replace(CONFIG, family="mistral", window=4, layers=1)
-    model = llama(config)
-    params = model.init(jax.random.key(1))
-    apply = jax.jit(model.apply)
+    apply, params = made(dataclasses.replace(CONFIG, family="mistral", window=4, layers=1))
     before, after = apply(params, INPUTS), apply(params, INPUTS.at[:, 8].add(1))
     changed = jnp.abs(after - before).max(axis=(0, 2)) > 1e-6
     assert np.flatnonzero(changed).tolist() == [8, 9, 10, 11]
 
 
 def test_dropout_acts_only_with_a_key():
-    model = llama(dataclasses.replace(CONFIG, dropout=0.5))
-    params = model.init(jax.random.key(1))
-    one = model.apply(params, INPUTS, jax.random.key(3))
-    np.testing.assert_array_equal(model.apply(params, INPUTS, jax.random.key(3)), one)
-    assert jnp.abs(one - model.apply(params, INPUTS)).max() > 1e-4
+    apply, params = made(dataclasses.replace(CONFIG, dropout=0.5))
+    one = apply(params, INPUTS, jax.random.key(3))
+    np.testing.assert_array_equal(apply(params, INPUTS, jax.random.key(3)), one)
+    assert jnp.abs(one - apply(params, INPUTS)).max() > 1e-4
 
 
 def test_bfloat16_params():
-    model = llama(CONFIG)
-    params = jax.tree.map(lambda leaf: leaf * 5, model.init(jax.random.key(1)))
+    apply, params = made(CONFIG)
     rough = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    logits, exact = model.apply(rough, INPUTS), model.apply(params, INPUTS)
+    logits, exact = apply(rough, INPUTS), apply(params, INPUTS)
     assert logits.dtype == jnp.bfloat16
     assert 1e-4 < jnp.abs(logits - exact).max() / jnp.abs(exact).max() < 0.05
 
@@ -172,7 +172,7 @@ def test_bfloat16_params():
 def test_wrappers_and_strategies_act_on_it(tied):
     """LoRA trained alone, with replay and EWC, on padded batches."""
     model = jcl.models.lora(llama(dataclasses.replace(CONFIG, tied=tied)), rank=2, alpha=4.0)
-    params = model.init(jax.random.key(1))
+    params = jax.jit(model.init)(jax.random.key(1))
     assert set(params["lora"]["layers_0"]["self_attn"]) == {"q_proj", "k_proj", "v_proj", "o_proj"}
     strategy = jcl.chain(
         jcl.replay(capacity=8, size=2),
@@ -195,10 +195,11 @@ def test_prompts_in_front_of_padded_inputs():
     model = jcl.models.prompts(
         llama, dataclasses.replace(CONFIG, positions=30), length=3, table="embed_tokens"
     )
-    params = model.init(jax.random.key(1))
-    short = model.apply(params, INPUTS[:, :6])
+    params = jax.jit(model.init)(jax.random.key(1))
+    apply = jax.jit(model.apply)
+    short = apply(params, INPUTS[:, :6])
     padded = jnp.pad(INPUTS[:, :6], ((0, 0), (4, 0)))
     mask = jnp.pad(jnp.ones((3, 6), jnp.int32), ((0, 0), (4, 0)))
-    found = model.apply(params, padded, attention_mask=mask)
+    found = apply(params, padded, attention_mask=mask)
     np.testing.assert_allclose(found[:, 4:], short, atol=1e-6)
-    assert jnp.abs(model.apply(params, padded)[:, 4:] - short).max() > 1e-4
+    assert jnp.abs(apply(params, padded)[:, 4:] - short).max() > 1e-4

@@ -136,7 +136,7 @@ def from_hf(settings: dict[str, Any]) -> GPT2Config:
         width=width,
         layers=read("n_layer", 12),
         heads=read("n_head", 12),
-        dropout=rate,
+        dropout=float(rate),
         epsilon=read("layer_norm_epsilon", 1e-5),
     )
 

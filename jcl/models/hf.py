@@ -104,7 +104,8 @@ def from_pretrained(
             array = files[tensor.name].get_tensor(tensor.name)
             array = array.T if tensor.transpose else array
             array = array if dtype is None else array.astype(jnp.dtype(dtype))
-            params[path] = jax.device_put(array, _placed(sharding, path))
+            # Waiting, since the host keeps what is on its way.
+            params[path] = jax.block_until_ready(jax.device_put(array, _placed(sharding, path)))
     if fresh:
         first = jax.jit(lambda key: {path: _flat(model.init(key))[path] for path in fresh})(key)
         for path, leaf in first.items():

@@ -264,7 +264,10 @@ def _read_rope(family: str, settings: dict[str, Any], positions: int) -> Rope:
     for field in ("mscale", "mscale_all_dim"):
         read(field, None, only=(None,))
     given = {ours: found.get(theirs) for ours, theirs in _FIELDS[kind].items()}
-    given = {ours: value for ours, value in given.items() if value is not None}
+    whole = {"original": int, "truncate": bool}
+    given = {
+        ours: whole.get(ours, float)(value) for ours, value in given.items() if value is not None
+    }
     if kind == "yarn" and "factor" not in given:
         given["factor"] = positions / given["original"]
     return Rope(kind=kind, base=float(found["rope_theta"]), **given)
