@@ -1,7 +1,9 @@
 """Checkpoints of Hugging Face: what is read, what is written, what is refused."""
 
+import dataclasses
 import json
 import resource
+import sys
 import tracemalloc
 
 import jax
@@ -72,9 +74,12 @@ def settings(folder, **fields):
 
 GPT2S = {
     "plain": {},
-    "wide heads, no dropout": {"n_head": 2, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0},
-    "epsilon": {"layer_norm_epsilon": 1e-3, "activation_function": "gelu_pytorch_tanh"},
-}
+    "no dropout": {
+        "n_head": 2, "n_layer": 1, "layer_norm_epsilon": 1e-3,
+        "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0,
+        "activation_function": "gelu_pytorch_tanh",
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", GPT2S)
@@ -83,7 +88,7 @@ def test_gpt2_equals_hugging_faces_with_padding(kind, tmp_path):
     import transformers
 
     config = transformers.GPT2Config(
-        vocab_size=61, n_positions=24, n_embd=32, n_layer=2, **{"n_head": 4, **GPT2S[kind]},
+        vocab_size=61, n_positions=24, n_embd=32, **{"n_head": 4, "n_layer": 2, **GPT2S[kind]},
         attn_implementation="eager",
     )  # fmt: skip
     theirs = parity.made(transformers.GPT2LMHeadModel(config))
@@ -137,8 +142,11 @@ def test_what_stands_at_padding_does_not_count():
 # Reading
 
 
-@pytest.mark.parametrize("shape", [SHAPE, LLAMA], ids=["gpt2", "llama"])
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [(SHAPE, "float32"), (SHAPE, "bfloat16"), (LLAMA, "float16"), (LLAMA, "bfloat16")],
+    ids=["gpt2-float32", "gpt2-bfloat16", "llama-float16", "llama-bfloat16"],
+)
 def test_round_trip_is_bitwise_and_hugging_face_reads_it(shape, dtype, tmp_path):
     model = (gpt2 if shape is SHAPE else llama)(shape)
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), made(model))
@@ -203,8 +211,37 @@ def test_dtype_and_changed_fields(saved):
     model, found = from_pretrained(folder, dtype=jnp.bfloat16, dropout=0.25)
     assert model.config.dropout == 0.25
     equal(found, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+    with pytest.raises(InputError, match="dtype=int32.*bfloat16"):
+        from_pretrained(folder, dtype=jnp.int32)
     with pytest.raises(InputError, match="from_pretrained\\(depth=...\\): GPT2Config has vocab"):
         from_pretrained(folder, depth=3)
+
+
+def test_a_head_that_is_missing_begins_afresh_on_demand(saved, monkeypatch):
+    folder, model, params = saved
+    rewrite(folder, lambda tensors: tensors.pop("transformer.wpe.weight"))
+    family = sys.modules["jcl.models.gpt2"]
+    monkeypatch.setattr(family, "HEAD", ("wpe",), raising=False)
+    with pytest.raises(InputError, match="missing: transformer.wpe.weight; give key="):
+        from_pretrained(folder)
+    _, found = from_pretrained(folder, key=jax.random.key(7), dtype=jnp.bfloat16)
+    first = jax.jit(model.init)(jax.random.key(7))
+    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), {**params, "wpe": first["wpe"]})
+    equal(found, wanted)
+
+
+def test_names_of_before(saved, monkeypatch):
+    folder, _, params = saved
+
+    def old(tensors):
+        tensors["transformer.ln_f.gamma"] = tensors.pop("transformer.ln_f.weight")
+
+    rewrite(folder, old)
+    with pytest.raises(InputError, match=r"missing: .*ln_f.weight; left over: .*ln_f.gamma"):
+        from_pretrained(folder)
+    renamed = ((r"ln_f\.gamma$", "ln_f.weight"),)
+    monkeypatch.setattr(sys.modules["jcl.models.gpt2"], "RENAMED", renamed, raising=False)
+    equal(from_pretrained(folder)[1], params)
 
 
 def test_params_land_on_the_mesh(saved):
@@ -412,15 +449,17 @@ def test_params_that_are_not_the_models(tmp_path):
 # LoRA
 
 
-def adapted(shape, slots=2):
-    base = (gpt2 if shape is SHAPE else llama)(shape)
-    model = lora(base, rank=3, alpha=6.0, where=("*attn*", "*mlp*"), slots=slots)
-    return model, made(model)
+def adapted(shape):
+    """(the model before, the model with LoRA, its params)."""
+    shape = dataclasses.replace(shape, layers=1)
+    base = (gpt2 if isinstance(shape, GPT2Config) else llama)(shape)
+    model = lora(base, rank=3, alpha=6.0, where=("*attn*", "*mlp*"), slots=2)
+    return base, model, made(model)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, LLAMA], ids=["gpt2", "llama"])
 def test_lora_merged(shape, tmp_path):
-    model, params = adapted(shape)
+    _, model, params = adapted(shape)
     with pytest.raises(InputError, match='say lora="merged"'):
         save_pretrained(tmp_path, model, params)
     save_pretrained(tmp_path, model, params, lora="merged")
@@ -435,7 +474,7 @@ def test_lora_merged(shape, tmp_path):
 @pytest.mark.parametrize("shape", [SHAPE, LLAMA], ids=["gpt2", "llama"])
 def test_lora_as_an_adapter_by_hand(shape, tmp_path):
     """W + lora_alpha / r * B A, [out, in], is the merged kernel."""
-    model, params = adapted(shape)
+    _, model, params = adapted(shape)
     save_pretrained(tmp_path, model, params, lora="adapter")
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "adapter_config.json", "adapter_model.safetensors"
@@ -447,9 +486,9 @@ def test_lora_as_an_adapter_by_hand(shape, tmp_path):
     assert config["lora_alpha"] == 12.0
     assert config["fan_in_fan_out"] is (shape is SHAPE)  # Conv1D keeps [in, out]
     tensors = load_file(tmp_path / "adapter_model.safetensors")
-    module, path = ("transformer.h.1.mlp.c_fc", ("h_1", "mlp", "c_fc"))
+    module, path = ("transformer.h.0.mlp.c_fc", ("h_0", "mlp", "c_fc"))
     if shape is LLAMA:
-        module, path = ("model.layers.1.mlp.up_proj", ("layers_1", "mlp", "up_proj"))
+        module, path = ("model.layers.0.mlp.up_proj", ("layers_0", "mlp", "up_proj"))
     assert module in config["target_modules"]
     assert len(tensors) == 2 * len(config["target_modules"])
     a, b = (tensors[f"base_model.model.{module}.lora_{name}.weight"] for name in "AB")
@@ -468,9 +507,8 @@ def test_peft_loads_the_adapter(shape, tmp_path):
     parity = pytest.importorskip("parity", reason="PyTorch is absent: pip install torch==2.13.0")
     import transformers
 
-    model, params = adapted(shape)
-    base = {name: leaf for name, leaf in params.items() if name != "lora"}
-    save_pretrained(tmp_path / "base", (gpt2 if shape is SHAPE else llama)(shape), base)
+    base, model, params = adapted(shape)
+    save_pretrained(tmp_path / "base", base, {n: p for n, p in params.items() if n != "lora"})
     save_pretrained(tmp_path / "adapter", model, params, lora="adapter")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
     theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()

@@ -77,6 +77,9 @@ def from_pretrained(
     >>> model.config == shape, params["wte"].shape
     (True, (258, 4))
     """
+    dtype = None if dtype is None else jnp.dtype(dtype)
+    if dtype is not None and dtype not in TYPES.values():
+        raise InputError(f"from_pretrained(dtype={dtype}): float32, float16 or bfloat16.")
     folder = _local(source, ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"))
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise InputError(
@@ -94,22 +97,24 @@ def from_pretrained(
     model = getattr(family, FAMILIES[kind])(config)
     shapes = _flat(wrapping.shapes(model))
     with contextlib.ExitStack() as opened:
-        files: dict[str, Any] = {}
+        # Today's name of every tensor -> its file and its name there.
+        files: dict[str, tuple[Any, str]] = {}
         for path in _weights(folder):
             file = opened.enter_context(_open(path))
-            files.update(dict.fromkeys(file.keys(), file))
+            files |= {_renamed(family, name): (file, name) for name in file.keys()}  # noqa: SIM118
         tensors, fresh = _find(folder, family, config, shapes, files, key is not None)
         params = {}
         for path, tensor in tensors.items():
-            array = files[tensor.name].get_tensor(tensor.name)
+            file, name = files[tensor.name]
+            array = file.get_tensor(name)
             array = array.T if tensor.transpose else array
-            array = array if dtype is None else array.astype(jnp.dtype(dtype))
+            array = array if dtype is None else array.astype(dtype)
             # Waiting, since the host keeps what is on its way.
             params[path] = jax.block_until_ready(jax.device_put(array, _placed(sharding, path)))
     if fresh:
         first = jax.jit(lambda key: {path: _flat(model.init(key))[path] for path in fresh})(key)
         for path, leaf in first.items():
-            leaf = leaf if dtype is None else leaf.astype(jnp.dtype(dtype))
+            leaf = leaf if dtype is None else leaf.astype(dtype)
             params[path] = jax.device_put(leaf, _placed(sharding, path))
     return model, traverse_util.unflatten_dict(params, sep="/")
 
@@ -277,21 +282,26 @@ def _find(
     family: ModuleType,
     config: Any,
     shapes: Mapping[str, Any],
-    files: Mapping[str, Any],
+    files: Mapping[str, tuple[Any, str]],
     fresh_allowed: bool,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Each parameter's tensor under its name in the files, and the parameters to be made afresh."""
+    prefixes = (family.PREFIX,) if isinstance(family.PREFIX, str) else family.PREFIX
     found, fresh, wrong = {}, [], []
     missing, surplus = [], dict.fromkeys(files)
     for path, tensor in family.tensors(config).items():
-        bare = tensor.name.removeprefix(family.PREFIX)
-        names = [n for n in (tensor.name, bare, family.PREFIX + bare) if n in files]
+        bare = tensor.name
+        for prefix in prefixes:
+            bare = bare.removeprefix(prefix)
+        possible = (tensor.name, bare, *[prefix + bare for prefix in prefixes])
+        names = [name for name in possible if name in files]
         if not names:
             head = paths.matches(path, getattr(family, "HEAD", ()))
             (fresh if head and fresh_allowed else missing).append(path)
             continue
         surplus.pop(names[0])
-        kept = files[names[0]].get_slice(names[0])
+        file, name = files[names[0]]
+        kept = file.get_slice(name)
         shape = tuple(kept.get_shape()[::-1] if tensor.transpose else kept.get_shape())
         if shape != shapes[path].shape:
             wrong.append(
@@ -316,6 +326,12 @@ def _find(
             f"{folder}: the tensors are not those that config.json tells of. {'; '.join(problems)}."
         )
     return found, fresh
+
+
+def _renamed(family: ModuleType, name: str) -> str:
+    for pattern, today in getattr(family, "RENAMED", ()):
+        name = re.sub(pattern, today, name)
+    return name
 
 
 def _base(model: Model, params: Any, lora: str | None) -> Any:

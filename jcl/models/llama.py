@@ -258,6 +258,12 @@ def _read_rope(family: str, settings: dict[str, Any], positions: int) -> Rope:
     found = {"rope_theta": settings.get("rope_theta", 10000.0), **found}
     found = {"original_max_position_embeddings": positions, **found}
     read = functools.partial(setting, family, found)
+    nested = [field for field, value in found.items() if isinstance(value, dict)]
+    if nested:
+        raise InputError(
+            f"config.json: the rotations differ by layer ({', '.join(nested)}), and jcl's {family} "
+            "has one for all: take another checkpoint."
+        )
     kind = found.get("rope_type", found.get("type", "default"))
     setting(family, {"rope_type": kind}, "rope_type", "default", only=ROPES)
     read("partial_rotary_factor", 1.0, only=(1.0,))

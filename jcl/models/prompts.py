@@ -23,9 +23,10 @@ def prompts(
     Prompt tuning, Lester et al. 2021, section 2, with params["prompt"] [slots, length, width];
     rows of the token table drawn at random begin it (section 3.2). With several slots the latest
     stands first (progressive prompts, see `jcl.progressive_prompts`), and slots not yet used stand
-    behind the inputs, where causal attention keeps them from acting: models that look ahead, such
-    as BERT, must use all their slots. All positions are computed whichever are used. Pretrained
-    params p go in by `{**model.init(key), **p}`. To train the prompt alone:
+    behind the inputs, where causal attention keeps them from acting, or the attention_mask where
+    one is given: models that look ahead, such as BERT, need it or must use all their slots. All
+    positions are computed whichever are used. Pretrained params p go in by
+    `{**model.init(key), **p}`. To train the prompt alone:
     `chain(only("prompt", adamw(...)), freeze("*", but="prompt"))`.
 
     Args:
@@ -37,7 +38,8 @@ def prompts(
         table: path of the token table [vocab, width] in the params.
 
     Raises:
-        InputError: the table is not there, or the positions are too few, with the numbers.
+        InputError: the table is not there, the positions are too few, with the numbers, or the
+            model gives no output for every token.
 
     >>> import jax, jax.numpy as jnp, jcl
     >>> config = jcl.models.GPT2Config(258, positions=8, width=4, layers=1, heads=2)
@@ -71,19 +73,28 @@ def prompts(
         return jax.tree_util.tree_map_with_path(pad, own, wider_shapes)
 
     def around(function):
-        def call(params, inputs, key=None, **rest):
+        def call(params, inputs, key=None, *, attention_mask=None):
             size = inputs.shape[1]
             _check_positions(slots, length, size, positions)
             front = length * params.get("prompts_used", slots)
             place = jnp.arange(total + size)
             newest_first = front - length * (place // length + 1) + place % length
             prompt = vocab + jnp.where(place < front, newest_first, place - size)
-            text = jnp.take(inputs, jnp.clip(place - front, 0, size - 1), axis=1)
             inside = (place >= front) & (place < front + size)
-            if rest.get("attention_mask") is not None:
-                own = jnp.take(rest["attention_mask"], jnp.clip(place - front, 0, size - 1), axis=1)
-                rest["attention_mask"] = jnp.where(inside, own > 0, place < front)
-            output = function(widen(params), jnp.where(inside, text, prompt), key, **rest)
+
+            def behind_prompt(tokens, others):
+                shifted = jnp.take(tokens, jnp.clip(place - front, 0, size - 1), axis=1)
+                return jnp.where(inside, shifted, others)
+
+            options = {}
+            if attention_mask is not None:
+                options["attention_mask"] = behind_prompt(attention_mask, place < front)
+            output = function(widen(params), behind_prompt(inputs, prompt), key, **options)
+            if output.ndim < 3:
+                raise InputError(
+                    "prompts: the model gives one output for the whole input; prompts are made for "
+                    "models that give one for every token, such as a language model."
+                )
             return jax.lax.dynamic_slice_in_dim(output, front, size, axis=1)
 
         return call
