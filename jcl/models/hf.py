@@ -138,10 +138,10 @@ def save_pretrained(
         model: of one of the families, plain or made of one by `jcl.models.lora`.
         params: its params.
         tokenizer: transformers' own, written beside the model; the ids of its special tokens go
-            into config.json.
+            into config.json, which has none otherwise.
         lora: what becomes of LoRA's adapters: "merged" adds them to the kernels; "adapter" writes
             them alone, as a folder that PEFT loads on top of the model that was adapted. Several
-            slots become one adapter of their summed rank.
+            slots become one adapter of their summed rank. What else was trained is not in it.
         overwrite: whether a model or adapter that is in the folder may be replaced.
 
     Raises:
@@ -177,7 +177,11 @@ def save_pretrained(
         with _beside(folder / names[1]) as partial:
             _write_tensors(partial, weights)
             for path in old:
-                path.unlink()
+                if path.suffix == ".json":
+                    path.unlink()
+        for path in old:
+            if path.name != names[1]:
+                path.unlink(missing_ok=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         with _beside(folder / names[0]) as partial:
@@ -237,11 +241,11 @@ def _local(source: str | os.PathLike[str], patterns: tuple[str, ...]) -> Path:
             )
         )
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(
-            f"{str(source)!r} is no folder here, and fetching it from the hub failed "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[:1]}). Check the name, the "
-            "connection and, for a model behind a login, that you are logged in; or fetch it on "
-            "another machine and give its folder."
+            f"{str(source)!r} is no folder here, and fetching it from the hub failed ({reason}). "
+            "Check the name, the connection and, for a model behind a login, that you are logged "
+            "in; or fetch it on another machine and give its folder."
         ) from error
 
 
@@ -305,10 +309,10 @@ def _find(
         shape = tuple(kept.get_shape()[::-1] if tensor.transpose else kept.get_shape())
         if shape != shapes[path].shape:
             wrong.append(
-                f"{names[0]} is {list(kept.get_shape())}, and {path} {list(shapes[path].shape)}"
+                f"{name} is {list(kept.get_shape())}, and {path} {list(shapes[path].shape)}"
             )
         elif kept.get_dtype() not in TYPES:
-            wrong.append(f"{names[0]} is of the type {kept.get_dtype()}")
+            wrong.append(f"{name} is {kept.get_dtype()}, none of {', '.join(TYPES)}")
         found[path] = tensor._replace(name=names[0])
     surplus = [name for name in surplus if not any(re.search(p, name) for p in family.IGNORED)]
     problems = []
@@ -320,7 +324,7 @@ def _find(
     if surplus:
         problems.append(f"left over: {_listed(surplus)}")
     if wrong:
-        problems.append(f"of another shape or type ({', '.join(TYPES)}) than: {_listed(wrong)}")
+        problems.append(f"of the wrong shape or type: {_listed(wrong)}")
     if problems:
         raise InputError(
             f"{folder}: the tensors are not those that config.json tells of. {'; '.join(problems)}."
@@ -426,11 +430,9 @@ def _special_tokens(tokenizer: Any, config: Any) -> dict[str, int]:
             f"The tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: give "
             "the tokenizer that the model was trained with."
         )
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in _SPECIAL}
+    fields = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {field: getattr(tokenizer, field, None) for field in fields}
     return {field: number for field, number in ids.items() if number is not None}
-
-
-_SPECIAL = ("bos", "eos", "pad")
 
 
 def _models_files(folder: Path) -> list[Path]:
