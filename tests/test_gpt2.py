@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 import jcl
 from jcl import InputError
 from jcl.models import GPT2_SIZES, GPT2Config, gpt2
-from jcl.models.gpt2 import _gelu, _standardize
+from jcl.models.layers import gelu_tanh, standardize
 
 CONFIG = GPT2Config(vocab_size=61, positions=24, width=32, layers=3, heads=4, dropout=0.1)
 INPUTS = jax.random.randint(jax.random.key(0), (3, 24), 0, 61)
@@ -91,9 +91,9 @@ def test_dropout_acts_only_with_a_key():
 
 
 def test_dropout_keeps_the_mean():
-    from jcl.models.gpt2 import _dropout
+    from jcl.models.layers import dropout
 
-    dropped = _dropout(jnp.ones(100_000), 0.3, jax.random.key(0))
+    dropped = dropout(jnp.ones(100_000), 0.3, jax.random.key(0))
     np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
     np.testing.assert_allclose(dropped.mean(), 1, atol=0.01)
 
@@ -152,8 +152,8 @@ def plain_layer_norm(x):
 @pytest.mark.parametrize(
     ("by_hand", "plain"),
     [
-        (lambda x: _standardize(x, 1e-5), plain_layer_norm),
-        (_gelu, lambda x: jax.nn.gelu(x, approximate=True)),
+        (lambda x: standardize(x, 1e-5), plain_layer_norm),
+        (gelu_tanh, lambda x: jax.nn.gelu(x, approximate=True)),
     ],
     ids=["layer norm", "gelu"],
 )

@@ -4,6 +4,8 @@ from jcl.models.adapters import adapters
 from jcl.models.bert import BertConfig, bert
 from jcl.models.cosine_head import cosine_head
 from jcl.models.gpt2 import GPT2_SIZES, GPT2Config, gpt2
+from jcl.models.hf import from_pretrained, save_pretrained, tokenizer
+from jcl.models.llama import LlamaConfig, Rope, llama
 from jcl.models.lora import lora, merge_lora
 from jcl.models.mlp import MLPConfig, mlp
 from jcl.models.model import Model
@@ -14,15 +16,21 @@ __all__ = [
     "GPT2_SIZES",
     "BertConfig",
     "GPT2Config",
+    "LlamaConfig",
     "MLPConfig",
     "Model",
+    "Rope",
     "adapters",
     "bert",
     "cosine_head",
+    "from_pretrained",
     "gpt2",
+    "llama",
     "lora",
     "merge_lora",
     "mlp",
     "module_dropout",
     "prompts",
+    "save_pretrained",
+    "tokenizer",
 ]

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
-from jcl.models.model import Model
+from jcl.models.attention import causal_attention, places
+from jcl.models.layers import Dense, LayerNorm, dropout, gelu_tanh, split
+from jcl.models.model import Model, Tensor, setting
 
 
 @dataclass(frozen=True)
@@ -80,55 +82,109 @@ def gpt2(config: GPT2Config | str) -> Model:
         return module.init(key, jnp.zeros((1, 1), jnp.int32), None)["params"]
 
     def apply(
-        params: Any, inputs: Int[Array, "batch length"], key: jax.Array | None = None
+        params: Any,
+        inputs: Int[Array, "batch length"],
+        key: jax.Array | None = None,
+        *,
+        attention_mask: Shaped[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length vocab"]:
-        logits = module.apply({"params": params}, inputs, key)
+        logits = module.apply({"params": params}, inputs, key, attention_mask)
         assert isinstance(logits, jax.Array)
         return logits
 
     def features(
-        params: Any, inputs: Int[Array, "batch length"], key: jax.Array | None = None
+        params: Any,
+        inputs: Int[Array, "batch length"],
+        key: jax.Array | None = None,
+        *,
+        attention_mask: Shaped[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length width"]:
-        hidden = module.apply({"params": params}, inputs, key, head=False)
+        hidden = module.apply({"params": params}, inputs, key, attention_mask, head=False)
         assert isinstance(hidden, jax.Array)
         return hidden
 
     return Model(init, apply, config, features)
 
 
-class Dense(nn.Module):
-    """x kernel + bias on [rows, in]: batch and length are one axis, so that the weight gradient is
-    one plain matmul."""
-
-    features: int
-    scale: float
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param(
-            "kernel", nn.initializers.normal(self.scale), (x.shape[-1], self.features)
-        )
-        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
+# What Hugging Face's GPT-2 keeps beside the parameters: causal masks, and the head's copy of the
+# token table.
+PREFIX = "transformer."
+IGNORED = (r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$", r"^lm_head\.weight$")
 
 
-class LayerNorm(nn.Module):
-    epsilon: float
+def from_hf(settings: dict[str, Any]) -> GPT2Config:
+    """The config.json of a Hugging Face GPT-2.
 
-    @nn.compact
-    def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        normal: Any = _standardize(x, self.epsilon)
-        return normal * scale + bias
+    Raises:
+        InputError: it asks for what this GPT-2 has not, with the field.
+    """
+    read = functools.partial(setting, "gpt2", settings)
+    width = read("n_embd", 768)
+    read("activation_function", "gelu_new", only=("gelu_new", "gelu_pytorch_tanh"))
+    read("n_inner", None, only=(None, 4 * width))
+    for field, value in (
+        ("scale_attn_weights", True), ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False), ("tie_word_embeddings", True),
+    ):  # fmt: skip
+        read(field, value, only=(value,))
+    rate = read("resid_pdrop", 0.1)
+    for field in ("embd_pdrop", "attn_pdrop"):
+        read(field, 0.1, only=(rate,))
+    return GPT2Config(
+        vocab_size=read("vocab_size", 50257),
+        positions=read("n_positions", 1024),
+        width=width,
+        layers=read("n_layer", 12),
+        heads=read("n_head", 12),
+        dropout=float(rate),
+        epsilon=read("layer_norm_epsilon", 1e-5),
+    )
+
+
+def to_hf(config: GPT2Config) -> dict[str, Any]:
+    """The config.json of this shape."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.positions,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": config.heads,
+        "activation_function": "gelu_new",
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "layer_norm_epsilon": config.epsilon,
+        "tie_word_embeddings": True,
+    }
+
+
+def tensors(config: GPT2Config) -> dict[str, Tensor]:
+    """Path of each parameter -> where Hugging Face keeps it."""
+    found = {"wte": Tensor("transformer.wte.weight"), "wpe": Tensor("transformer.wpe.weight")}
+
+    def add(path, *leaves):
+        module = "transformer." + path.replace("h_", "h.").replace("/", ".")
+        for ours, theirs in leaves:
+            found[f"{path}/{ours}"] = Tensor(f"{module}.{theirs}")
+
+    for layer in range(config.layers):
+        for norm in ("ln_1", "ln_2"):
+            add(f"h_{layer}/{norm}", ("scale", "weight"), ("bias", "bias"))
+        for dense in ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj"):
+            add(f"h_{layer}/{dense}", ("kernel", "weight"), ("bias", "bias"))
+    add("ln_f", ("scale", "weight"), ("bias", "bias"))
+    return found
 
 
 class Attention(nn.Module):
     config: GPT2Config
 
     @nn.compact
-    def __call__(self, x, length, key):
+    def __call__(self, x, length, key, mask):
         config, (rows, width) = self.config, x.shape
-        key_weights, key_out = _split(key, 2)
+        key_weights, key_out = split(key, 2)
         mixed = Dense(3 * width, 0.02, name="c_attn")(x)
         mixed = mixed.reshape(rows // length, length, 3, config.heads, width // config.heads)
         # Heads lead and the keys' positions come last, so that every product, in the backward pass
@@ -136,17 +192,10 @@ class Attention(nn.Module):
         query = mixed[:, :, 0].transpose(0, 2, 1, 3)
         keys, values = mixed[:, :, 1:].transpose(2, 0, 3, 4, 1)
         query = query / np.sqrt(query.shape[-1])
-        # The first half of the queries never meets the second half of the keys: a quarter less
-        # work in attention, 6 % less CPU time in a step of 4 x 128.
-        rate, halves = config.dropout, ((0, length // 2), (length // 2, length))
-        out = [
-            _attend(query[:, :, start:stop], keys[..., :stop], values[..., :stop], rate, key_half)
-            for key_half, (start, stop) in zip(_split(key_weights, 2), halves, strict=True)
-        ]
-        out = jnp.concatenate(out, axis=2)
+        out = causal_attention(query, keys, values, mask, config.dropout, key_weights)
         out = out.transpose(0, 2, 1, 3).reshape(rows, width)
         out = Dense(width, _residual_scale(config), name="c_proj")(out)
-        return _dropout(out, config.dropout, key_out)
+        return dropout(out, config.dropout, key_out)
 
 
 class MLP(nn.Module):
@@ -154,19 +203,19 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, key):
-        hidden = _gelu(Dense(4 * x.shape[-1], 0.02, name="c_fc")(x))
+        hidden = gelu_tanh(Dense(4 * x.shape[-1], 0.02, name="c_fc")(x))
         out = Dense(x.shape[-1], _residual_scale(self.config), name="c_proj")(hidden)
-        return _dropout(out, self.config.dropout, key)
+        return dropout(out, self.config.dropout, key)
 
 
 class Block(nn.Module):
     config: GPT2Config
 
     @nn.compact
-    def __call__(self, x, length, key):
-        key_attention, key_mlp = _split(key, 2)
+    def __call__(self, x, length, key, mask):
+        key_attention, key_mlp = split(key, 2)
         norm = LayerNorm(self.config.epsilon, name="ln_1")(x)
-        x = x + Attention(self.config, name="attn")(norm, length, key_attention)
+        x = x + Attention(self.config, name="attn")(norm, length, key_attention, mask)
         norm = LayerNorm(self.config.epsilon, name="ln_2")(x)
         return x + MLP(self.config, name="mlp")(norm, key_mlp)
 
@@ -177,7 +226,7 @@ class GPT2(nn.Module):
     config: GPT2Config
 
     @nn.compact
-    def __call__(self, inputs, key, head=True):
+    def __call__(self, inputs, key, mask=None, head=True):
         config, (batch, length) = self.config, inputs.shape
         if length > config.positions:
             raise InputError(
@@ -187,11 +236,11 @@ class GPT2(nn.Module):
         initializer = nn.initializers.normal(0.02)
         wte = self.param("wte", initializer, (config.vocab_size, config.width))
         wpe = self.param("wpe", initializer, (config.positions, config.width))
-        key_embedding, *keys = _split(key, 1 + config.layers)
-        x = wte[inputs] + wpe[:length]
-        x = _dropout(x.reshape(batch * length, config.width), config.dropout, key_embedding)
+        key_embedding, *keys = split(key, 1 + config.layers)
+        x = wte[inputs] + (wpe[:length] if mask is None else wpe[places(mask)])
+        x = dropout(x.reshape(batch * length, config.width), config.dropout, key_embedding)
         for layer in range(config.layers):
-            x = Block(config, name=f"h_{layer}")(x, length, keys[layer])
+            x = Block(config, name=f"h_{layer}")(x, length, keys[layer], mask)
         x = LayerNorm(config.epsilon, name="ln_f")(x)
         return (x @ wte.T if head else x).reshape(batch, length, -1)
 
@@ -199,71 +248,3 @@ class GPT2(nn.Module):
 def _residual_scale(config: GPT2Config) -> float:
     """Projections into the residual stream start smaller, by 1 / sqrt of their number."""
     return 0.02 / float(np.sqrt(2 * config.layers))
-
-
-def _attend(query, keys, values, rate, key):
-    """Attention of the last positions, [batch, heads, queries, width], to all up to them, whose
-    keys and values are [batch, heads, width, keys].
-
-    The weights are divided by their sum after the product with the values, so that the backward
-    pass holds one array of [queries, keys] less: 18 % less scratch memory in a step of 4 x 128.
-    """
-    scores = jnp.einsum("bhqd,bhdk->bhqk", query, keys)
-    rows, columns = scores.shape[-2:]
-    scores = jnp.where(jnp.tri(rows, columns, columns - rows, dtype=bool), scores, -1e9)
-    # An empty half (an input of one token) has no largest score: hence the initial.
-    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True, initial=-1e9))
-    weights = jnp.exp(scores - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    return jnp.einsum("bhqk,bhdk->bhqd", _dropout(weights, rate, key), values) / total
-
-
-# Two backward passes by hand, since autodiff of the plain formulas keeps and passes over more
-# arrays: together 6 % less time and 20 % less scratch memory in a step of 4 x 128. The price is
-# that params can be differentiated in reverse only, to any order.
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _standardize(x, epsilon):
-    """(x - mean) / sqrt(variance + epsilon) over the last axis."""
-    return _standardize_forward(x, epsilon)[0]
-
-
-def _standardize_forward(x, epsilon):
-    centred = x - x.mean(axis=-1, keepdims=True)
-    scale = jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + epsilon)
-    return centred * scale, (centred * scale, scale)
-
-
-def _standardize_backward(_, residuals, gradient):
-    normal, scale = residuals
-    along = (gradient * normal).mean(axis=-1, keepdims=True)
-    return (scale * (gradient - gradient.mean(axis=-1, keepdims=True) - normal * along),)
-
-
-_standardize.defvjp(_standardize_forward, _standardize_backward)
-
-
-@jax.custom_vjp
-def _gelu(x):
-    """GPT-2's approximation, x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
-    return nn.gelu(x, approximate=True)
-
-
-def _gelu_backward(x, gradient):
-    root = np.float32(np.sqrt(2 / np.pi))
-    # Not x**3, as nn.gelu has it: XLA would see the same tanh and keep it from the forward pass.
-    tanh = jnp.tanh(root * (x + 0.044715 * x * x * x))
-    bend = x * (1 - tanh**2) * root * (1 + 3 * 0.044715 * x * x)
-    return (gradient * 0.5 * (1 + tanh + bend),)
-
-
-_gelu.defvjp(lambda x: (_gelu(x), x), _gelu_backward)
-
-
-def _split(key: jax.Array | None, number: int) -> list[Any]:
-    return [None] * number if key is None else [*jax.random.split(key, number)]
-
-
-def _dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    if key is None or rate == 0:
-        return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)

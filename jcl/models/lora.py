@@ -72,7 +72,8 @@ def lora(
         inner = jnp.einsum("...i,sir->...sr", x, own["a"])
         return output + alpha / rank * jnp.einsum("...sr,sro->...o", inner, own["b"])
 
-    return wrapping.extended(wrapping.changed(model, change, "lora"), "lora", make)
+    adapted = wrapping.extended(wrapping.changed(model, change, "lora"), "lora", make)
+    return adapted._replace(lora_alpha=alpha)
 
 
 def merge_lora(params: Any, alpha: float) -> Any:

@@ -1,9 +1,12 @@
 """What a model is."""
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+from jcl.errors import InputError
 
 
 class Model(NamedTuple):
@@ -15,12 +18,14 @@ class Model(NamedTuple):
         config: what it was made from.
         features: (params, inputs, key=None) -> what the head gets, [batch, ..., width]; for the
             methods that work on it.
+        lora_alpha: of its adapters, where `jcl.models.lora` made it; for who merges them.
     """
 
     init: Callable[[jax.Array], Any]
     apply: Callable[..., jax.Array]
     config: Any
     features: Callable[..., jax.Array] | None = None
+    lora_alpha: float | None = None
 
 
 class Tensor(NamedTuple):
@@ -28,3 +33,22 @@ class Tensor(NamedTuple):
 
     name: str
     transpose: bool = False
+
+
+def setting(
+    family: str, settings: dict[str, Any], field: str, default: Any, only: tuple[Any, ...] = ()
+) -> Any:
+    """A field of a config.json, or the default where it is absent.
+
+    Raises:
+        InputError: there is an `only` and the value is none of it.
+    """
+    value = settings.get(field, default)
+    if only and value not in only:
+        known = " or ".join(json.dumps(choice) for choice in only)
+        raise InputError(
+            f'config.json: "{field}" is {json.dumps(value)}, and jcl\'s {family} is made for '
+            f"{known} alone. Take another checkpoint, or change the field in a copy of it where "
+            "that does not matter."
+        )
+    return value

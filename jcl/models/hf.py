@@ -1,0 +1,548 @@
+"""Hugging Face's checkpoints, in and out, without PyTorch.
+
+A checkpoint is a folder: config.json, the weights in safetensors (one file, or shards with an
+index), and the tokenizer's files. A family's file says what its config.json means (`from_hf`,
+`to_hf`) and where each of its parameters is kept (`tensors`); here they are read and written.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.sharding import Sharding
+from safetensors import SafetensorError, safe_open
+
+from jcl import paths
+from jcl.errors import InputError, SaveError
+from jcl.models import wrapping
+from jcl.models.lora import merge_lora
+from jcl.models.model import Model, Tensor
+
+# model_type of a config.json -> the file of its family, beside this one
+FAMILIES = {
+    "gpt2": "gpt2",
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "llama",
+    "bert": "bert",
+    "roberta": "bert",
+    "distilbert": "bert",
+}
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": jnp.dtype("bfloat16")}
+
+
+def from_pretrained(
+    source: str | os.PathLike[str],
+    *,
+    sharding: Sharding | Callable[[str], Sharding] | None = None,
+    dtype: Any = None,
+    key: jax.Array | None = None,
+    **changes: Any,
+) -> tuple[Model, Any]:
+    """A model and its params from a Hugging Face checkpoint.
+
+    Tensors are read one by one, so that the host never holds the model twice.
+
+    Args:
+        source: a folder, or a name on the hub, such as "openai-community/gpt2".
+        sharding: where the params are put: one for all, or a function of a parameter's path, such
+            as "h_0/attn/c_attn/kernel". None is the default device.
+        dtype: of the params, such as jnp.float32; None keeps what the checkpoint has.
+        key: for the first weights of a head that the checkpoint lacks; without it such a
+            checkpoint is refused.
+        changes: fields of the family's config to be other than the checkpoint's, such as
+            dropout=0.0.
+
+    Returns:
+        (model, params); the model's config is its family's.
+
+    Raises:
+        InputError: there is no such checkpoint, it is a pickle, of a family that is not known, it
+            asks for what the family has not, or tensors are missing, left over, or of another
+            shape or type than the config says, each by name.
+
+    >>> import jax, jcl, tempfile
+    >>> shape = jcl.models.GPT2Config(258, positions=8, width=4, layers=1, heads=2)
+    >>> model = jcl.models.gpt2(shape)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     jcl.models.save_pretrained(folder, model, model.init(jax.random.key(0)))
+    ...     model, params = jcl.models.from_pretrained(folder)
+    >>> model.config == shape, params["wte"].shape
+    (True, (258, 4))
+    """
+    dtype = None if dtype is None else jnp.dtype(dtype)
+    if dtype is not None and dtype not in TYPES.values():
+        raise InputError(f"from_pretrained(dtype={dtype}): float32, float16 or bfloat16.")
+    folder = _local(source, ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"))
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds an adapter and no model: load the model it was made for, or save the "
+            'adapter merged into it (save_pretrained(..., lora="merged")).'
+        )
+    settings = _read_json(folder / "config.json")
+    kind = settings.get("model_type")
+    if kind not in FAMILIES:
+        raise InputError(
+            f"{folder}/config.json: model_type is {kind!r}, and jcl knows {', '.join(FAMILIES)}."
+        )
+    family = _family(FAMILIES[kind])
+    config = _changed(family.from_hf(settings), changes)
+    model = getattr(family, FAMILIES[kind])(config)
+    shapes = _flat(wrapping.shapes(model))
+    with contextlib.ExitStack() as opened:
+        # Today's name of every tensor -> its file and its name there.
+        files: dict[str, tuple[Any, str]] = {}
+        for path in _weights(folder):
+            file = opened.enter_context(_open(path))
+            files |= {_renamed(family, name): (file, name) for name in file.keys()}  # noqa: SIM118
+        tensors, fresh = _find(folder, family, config, shapes, files, key is not None)
+        params = {}
+        for path, tensor in tensors.items():
+            file, name = files[tensor.name]
+            array = file.get_tensor(name)
+            array = array.T if tensor.transpose else array
+            array = array if dtype is None else array.astype(dtype)
+            # Waiting, since the host keeps what is on its way.
+            params[path] = jax.block_until_ready(jax.device_put(array, _placed(sharding, path)))
+    if fresh:
+        first = jax.jit(lambda key: {path: _flat(model.init(key))[path] for path in fresh})(key)
+        for path, leaf in first.items():
+            leaf = leaf if dtype is None else leaf.astype(dtype)
+            params[path] = jax.device_put(leaf, _placed(sharding, path))
+    return model, traverse_util.unflatten_dict(params, sep="/")
+
+
+def save_pretrained(
+    folder: str | os.PathLike[str],
+    model: Model,
+    params: Any,
+    *,
+    tokenizer: Any = None,
+    lora: Literal["merged", "adapter"] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint that Hugging Face loads; `from_pretrained` gives the same bits back.
+
+    config.json comes last and every file is written beside its place and renamed, so that a folder
+    with a config.json is whole.
+
+    Args:
+        folder: made if it is not there.
+        model: of one of the families, plain or made of one by `jcl.models.lora`.
+        params: its params.
+        tokenizer: transformers' own, written beside the model; the ids of its special tokens go
+            into config.json, which has none otherwise.
+        lora: what becomes of LoRA's adapters: "merged" adds them to the kernels; "adapter" writes
+            them alone, as a folder that PEFT loads on top of the model that was adapted. Several
+            slots become one adapter of their summed rank. What else was trained is not in it.
+        overwrite: whether a model or adapter that is in the folder may be replaced.
+
+    Raises:
+        InputError: the folder holds a model; a parameter is none of the family's, or missing, or
+            of another shape, each by name; the params hold adapters and `lora` does not say what
+            becomes of them, or they hold none; the tokenizer has more tokens than the model.
+        SaveError: a file could not be written.
+    """
+    folder = Path(folder)
+    family = _family_of(model.config)
+    tensors = family.tensors(model.config)
+    params = _base(model, params, lora)
+    settings, weights = family.to_hf(model.config), {}
+    if lora == "adapter":
+        settings, weights = _adapter(settings, model.lora_alpha, params, tensors)
+    else:
+        leaves = _flat(params)
+        _check_params(leaves, tensors, _flat(wrapping.shapes(model)))
+        for path, tensor in tensors.items():
+            weights[tensor.name] = (leaves[path], tensor.transpose)
+        settings["dtype"] = str(next(iter(leaves.values())).dtype)
+        if tokenizer is not None:
+            settings |= _special_tokens(tokenizer, model.config)
+    names = (ADAPTER_CONFIG, ADAPTER) if lora == "adapter" else ("config.json", WEIGHTS)
+    old = _models_files(folder)
+    if old and not overwrite:
+        raise InputError(
+            f"{folder} holds a model already ({', '.join(path.name for path in old)}): choose "
+            "another folder, or replace it by overwrite=True."
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _beside(folder / names[1]) as partial:
+            _write_tensors(partial, weights)
+            for path in old:
+                if path.suffix == ".json":
+                    path.unlink()
+        for path in old:
+            if path.name != names[1]:
+                path.unlink(missing_ok=True)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        with _beside(folder / names[0]) as partial:
+            partial.write_text(json.dumps(settings, indent=2) + "\n")
+    except OSError as error:
+        raise SaveError(
+            f"{folder}: the model could not be written ({error}). Make room or choose another "
+            "folder, and save again."
+        ) from error
+
+
+def tokenizer(source: str | os.PathLike[str]) -> Any:
+    """The tokenizer of a Hugging Face checkpoint, transformers' own.
+
+    Args:
+        source: a folder, or a name on the hub.
+
+    Raises:
+        InputError: there is none, or its vocabulary is empty: transformers makes such a one
+            without a word where a vocabulary's file is missing or not found under its name.
+    """
+    from transformers import AutoTokenizer
+
+    folder = _local(source, ("*.json", "*.txt", "*.model", "*.jinja"))
+    remedy = "The folder needs tokenizer.json, or the vocabulary's files: vocab.json and merges.txt"
+    remedy += " (GPT-2), vocab.txt (BERT), tokenizer.model (Llama)."
+    try:
+        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise InputError(f"{folder}: no tokenizer could be read ({error}). {remedy}") from error
+    ordinary = set(found.get_vocab()) - set(found.get_added_vocab()) - set(found.all_special_tokens)
+    if len(ordinary) < 2:
+        raise InputError(
+            f"{folder}: the vocabulary of the tokenizer there is empty but for special tokens. "
+            f"{remedy}"
+        )
+    return found
+
+
+def _local(source: str | os.PathLike[str], patterns: tuple[str, ...]) -> Path:
+    """The folder of a checkpoint, fetched from the hub where it is none here."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.suffix in PICKLES and folder.is_file():
+        raise InputError(_pickled(folder.parent, [folder.name]))
+    if folder.exists():
+        raise InputError(f"{folder} is a file: give the folder that holds it and config.json.")
+    if not re.fullmatch(r"(\w[\w.-]*/)?\w[\w.-]*", str(source)):
+        raise InputError(f"{folder}: there is no such folder.")
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                str(source), allow_patterns=[*patterns], ignore_patterns=["*/*", "consolidated*"]
+            )
+        )
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(
+            f"{str(source)!r} is no folder here, and fetching it from the hub failed ({reason}). "
+            "Check the name, the connection and, for a model behind a login, that you are logged "
+            "in; or fetch it on another machine and give its folder."
+        ) from error
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of safetensors of a checkpoint."""
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).is_file():
+        shards = _read_json(folder / INDEX).get("weight_map")
+        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
+        # An index names files beside it; a path would lead elsewhere.
+        wrong = [name for name in names if Path(str(name)).name != name]
+        if not names or wrong:
+            raise InputError(
+                f"{folder / INDEX}: weight_map must name files of the folder, not {wrong}."
+            )
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise InputError(f"{folder}: the index names {_listed(missing)}, not there. Fetch it.")
+        return [folder / name for name in names]
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        raise InputError(_pickled(folder, pickles))
+    raise InputError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there.")
+
+
+def _pickled(folder: Path, names: list[str]) -> str:
+    return (
+        f"{folder}: {_listed(names)} may be a pickle, which can run any program when it is read, "
+        "so jcl reads none. Where you trust it, turn it into safetensors, with PyTorch: "
+        f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        '.save_pretrained("converted").'
+    )
+
+
+def _find(
+    folder: Path,
+    family: ModuleType,
+    config: Any,
+    shapes: Mapping[str, Any],
+    files: Mapping[str, tuple[Any, str]],
+    fresh_allowed: bool,
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Each parameter's tensor under its name in the files, and the parameters to be made afresh."""
+    prefixes = (family.PREFIX,) if isinstance(family.PREFIX, str) else family.PREFIX
+    found, fresh, wrong = {}, [], []
+    missing, surplus = [], dict.fromkeys(files)
+    for path, tensor in family.tensors(config).items():
+        bare = tensor.name
+        for prefix in prefixes:
+            bare = bare.removeprefix(prefix)
+        possible = (tensor.name, bare, *[prefix + bare for prefix in prefixes])
+        names = [name for name in possible if name in files]
+        if not names:
+            head = paths.matches(path, getattr(family, "HEAD", ()))
+            (fresh if head and fresh_allowed else missing).append(path)
+            continue
+        surplus.pop(names[0])
+        file, name = files[names[0]]
+        kept = file.get_slice(name)
+        shape = tuple(kept.get_shape()[::-1] if tensor.transpose else kept.get_shape())
+        if shape != shapes[path].shape:
+            wrong.append(
+                f"{name} is {list(kept.get_shape())}, and {path} {list(shapes[path].shape)}"
+            )
+        elif kept.get_dtype() not in TYPES:
+            wrong.append(f"{name} is {kept.get_dtype()}, none of {', '.join(TYPES)}")
+        found[path] = tensor._replace(name=names[0])
+    surplus = [name for name in surplus if not any(re.search(p, name) for p in family.IGNORED)]
+    problems = []
+    if missing:
+        places = family.tensors(config)
+        problems.append(f"missing: {_listed([places[path].name for path in missing])}")
+        if all(paths.matches(path, getattr(family, "HEAD", ())) for path in missing):
+            problems.append("give key=jax.random.key(0), and the head begins afresh")
+    if surplus:
+        problems.append(f"left over: {_listed(surplus)}")
+    if wrong:
+        problems.append(f"of the wrong shape or type: {_listed(wrong)}")
+    if problems:
+        raise InputError(
+            f"{folder}: the tensors are not those that config.json tells of. {'; '.join(problems)}."
+        )
+    return found, fresh
+
+
+def _renamed(family: ModuleType, name: str) -> str:
+    for pattern, today in getattr(family, "RENAMED", ()):
+        name = re.sub(pattern, today, name)
+    return name
+
+
+def _base(model: Model, params: Any, lora: str | None) -> Any:
+    """The params as they are to be written: with adapters merged where asked."""
+    adapted = "lora" in params
+    if adapted and lora is None:
+        raise InputError(
+            'The params hold LoRA\'s adapters: say lora="merged", and they are added to the '
+            'kernels, or lora="adapter", and they are written alone.'
+        )
+    if lora is None:
+        return params
+    if not adapted or model.lora_alpha is None:
+        raise InputError(
+            f'save_pretrained(lora="{lora}"): give the model that jcl.models.lora made and its '
+            'params, with the entry "lora".'
+        )
+    if lora == "adapter":
+        return params
+    base = {entry: leaf for entry, leaf in params.items() if entry != "lora"}
+    merged = merge_lora(params, model.lora_alpha)
+    return jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), merged, base)
+
+
+def _adapter(
+    settings: dict[str, Any], alpha: Any, params: Any, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What PEFT keeps of LoRA: x A^T B^T * lora_alpha / r beside each target, r of all slots."""
+    adapters, weights, modules, sizes = _flat(params["lora"]), {}, [], set()
+    for path in sorted({name.rsplit("/", 1)[0] for name in adapters}):
+        tensor, a, b = tensors[f"{path}/kernel"], adapters[f"{path}/a"], adapters[f"{path}/b"]
+        module = tensor.name.removesuffix(".weight")
+        slots, inputs, rank = a.shape
+        modules.append(module)
+        sizes.add((slots, rank, tensor.transpose))
+        prefix = f"base_model.model.{module}"
+        weights[f"{prefix}.lora_A.weight"] = (a.transpose(0, 2, 1).reshape(-1, inputs), False)
+        weights[f"{prefix}.lora_B.weight"] = (b.reshape(slots * rank, -1), True)
+    ((slots, rank, transposed),) = sizes
+    causal = settings["architectures"][0].endswith(("ForCausalLM", "LMHeadModel"))
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM" if causal else None,
+        "base_model_name_or_path": None,
+        "r": slots * rank,
+        "lora_alpha": alpha * slots,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": modules,
+        "fan_in_fan_out": not transposed,
+        "inference_mode": True,
+    }, weights
+
+
+def _check_params(
+    leaves: Mapping[str, Any], tensors: Mapping[str, Tensor], shapes: Mapping[str, Any]
+) -> None:
+    missing = [path for path in tensors if path not in leaves]
+    surplus = [path for path in leaves if path not in tensors]
+    wrong = [
+        f"{path} is {list(leaf.shape)}, not {list(shapes[path].shape)}"
+        for path, leaf in leaves.items()
+        if path in tensors and leaf.shape != shapes[path].shape
+    ]
+    types = [
+        f"{path} is {leaf.dtype}"
+        for path, leaf in leaves.items()
+        if leaf.dtype not in TYPES.values()
+    ]
+    problems = [
+        f"{what}: {_listed(names)}"
+        for what, names in (
+            ("missing", missing),
+            ("without a place in Hugging Face's format", surplus),
+            ("of another shape", wrong),
+            ("of a type that is not written", types),
+        )
+        if names
+    ]
+    if problems:
+        raise InputError(f"These are not the model's params. {'; '.join(problems)}.")
+
+
+def _special_tokens(tokenizer: Any, config: Any) -> dict[str, int]:
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise InputError(
+            f"{type(tokenizer).__name__} is none of transformers' tokenizers, which alone "
+            "Hugging Face loads: leave tokenizer out."
+        )
+    if len(tokenizer) > config.vocab_size:
+        raise InputError(
+            f"The tokenizer has {len(tokenizer)} tokens and the model {config.vocab_size}: give "
+            "the tokenizer that the model was trained with."
+        )
+    fields = ("bos_token_id", "eos_token_id", "pad_token_id")
+    ids = {field: getattr(tokenizer, field, None) for field in fields}
+    return {field: number for field, number in ids.items() if number is not None}
+
+
+def _models_files(folder: Path) -> list[Path]:
+    """The files of a model or adapter that are in a folder."""
+    fixed = [folder / name for name in ("config.json", ADAPTER_CONFIG, INDEX)]
+    return sorted([path for path in fixed if path.exists()] + [*folder.glob("*.safetensors")])
+
+
+@contextlib.contextmanager
+def _beside(path: Path):
+    """A path to write to, that takes the place of `path` if all goes well."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, tuple[Any, bool]]) -> None:
+    """A file of safetensors, from {name: (array, whether to transpose it)}, one in memory at a
+    time."""
+    # The widest numbers first, so that every tensor begins at a multiple of its numbers' size.
+    order = sorted(tensors, key=lambda name: (-tensors[name][0].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    names, place = {dtype: name for name, dtype in TYPES.items()}, 0
+    for name in order:
+        array, transpose = tensors[name]
+        end = place + array.size * array.dtype.itemsize
+        shape = array.shape[::-1] if transpose else array.shape
+        header[name] = {
+            "dtype": names[array.dtype], "shape": list(shape), "data_offsets": [place, end]
+        }  # fmt: skip
+        place = end
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for name in order:
+            array, transpose = np.asarray(tensors[name][0]), tensors[name][1]
+            file.write(np.ascontiguousarray(array.T if transpose else array).tobytes())
+
+
+def _family(name: str) -> ModuleType:
+    return importlib.import_module(f"jcl.models.{name}")
+
+
+def _family_of(config: Any) -> ModuleType:
+    names = sorted(set(FAMILIES.values()))
+    module = type(config).__module__
+    if module not in {f"jcl.models.{name}" for name in names}:
+        raise InputError(
+            f"Hugging Face has no model of {type(config).__name__}; jcl writes {', '.join(names)}."
+        )
+    return importlib.import_module(module)
+
+
+def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+    fields = [field.name for field in dataclasses.fields(config)]
+    for name in changes:
+        if name not in fields:
+            raise InputError(
+                f"from_pretrained({name}=...): {type(config).__name__} has {', '.join(fields)}."
+            )
+    return dataclasses.replace(config, **changes)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.parent}: there is no {path.name}. A checkpoint is a folder with config.json "
+            f"and {WEIGHTS}."
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}): fetch it again.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no JSON object: fetch it again.")
+    return found
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="numpy")
+    except SafetensorError as error:
+        raise InputError(
+            f"{path} is no whole file of safetensors ({error}): fetch it again."
+        ) from error
+
+
+def _placed(sharding: Any, path: str) -> Sharding | None:
+    return sharding if sharding is None or isinstance(sharding, Sharding) else sharding(path)
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    return dict(zip(wrapping.names(params), jax.tree.leaves(params), strict=True))
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = [*names]
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return ", ".join(names[:20]) + more
