@@ -47,7 +47,7 @@ def causal_lm(apply: Apply) -> LossFn:
     """
 
     def loss_fn(params, batch, key):
-        logits = _logits(apply, params, batch, key)
+        logits = outputs(apply, params, batch, key)
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
         losses = cross_entropy(logits, batch["targets"])
@@ -97,7 +97,7 @@ def classify(apply: Apply) -> LossFn:
     """
 
     def loss_fn(params, batch, key):
-        free = _logits(apply, params, batch, key)
+        free = outputs(apply, params, batch, key)
         logits = mask_labels(free, batch.get("label_mask"))
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
@@ -121,7 +121,7 @@ def bits_per_byte(apply: Apply, bytes_per_token: np.ndarray) -> Measure:
     table = np.asarray(bytes_per_token, np.float32)
 
     def function(params, batch):
-        losses = cross_entropy(_logits(apply, params, batch, None), batch["targets"])
+        losses = cross_entropy(outputs(apply, params, batch, None), batch["targets"])
         mask = _mask(batch, losses)
         bits = (losses * mask).sum() / jnp.log(2.0)
         return bits, (jnp.asarray(table)[batch["targets"]] * mask).sum()
@@ -137,12 +137,21 @@ def accuracy(apply: Apply) -> Measure:
     """
 
     def function(params, batch):
-        logits = mask_labels(_logits(apply, params, batch, None), batch.get("label_mask"))
+        logits = mask_labels(outputs(apply, params, batch, None), batch.get("label_mask"))
         right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
         mask = _mask(batch, right)
         return (right * mask).sum(), mask.sum()
 
     return Measure("accuracy", True, function)
+
+
+def outputs(
+    apply: Apply, params: Any, batch: dict[str, Any], key: jax.Array | None = None
+) -> jax.Array:
+    """apply(params, inputs, key) of the batch, given its attention_mask where it has one."""
+    if "attention_mask" not in batch:
+        return apply(params, batch["inputs"], key)
+    return apply(params, batch["inputs"], key, attention_mask=batch["attention_mask"])
 
 
 def cross_entropy(
@@ -159,12 +168,6 @@ def mask_labels(
 ) -> Float[Array, "batch classes"]:
     """The logits, very negative where the mask is 0."""
     return logits if label_mask is None else jnp.where(label_mask > 0, logits, -1e9)
-
-
-def _logits(apply: Apply, params: Any, batch: dict[str, Any], key: jax.Array | None) -> jax.Array:
-    if "attention_mask" not in batch:
-        return apply(params, batch["inputs"], key)
-    return apply(params, batch["inputs"], key, attention_mask=batch["attention_mask"])
 
 
 def _mask(batch: dict[str, Any], losses: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jcl import checks
 from jcl.core import never
 from jcl.errors import InputError
+from jcl.losses import outputs
 
 Items = dict[str, Any]
 
@@ -383,7 +384,7 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
         return _draw_weighted(memory, memory.filled.astype(jnp.float32), size, key)
 
     def score(params, batch, aux):
-        return features(params, batch["inputs"])
+        return outputs(features, params, batch)
 
     return Policy(init, insert, draw, lambda memory: memory.filled, score, True, classes)
 

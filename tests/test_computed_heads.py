@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import jcl
@@ -86,3 +87,37 @@ def test_heads_that_do_not_fit_are_refused(make):
 def test_bad_shrinkage():
     with pytest.raises(InputError, match=r"a number in \(0, 1\]"):
         jcl.slda(MODEL.features, 5, shrinkage=0.0)
+
+
+def test_padding_does_not_count_in_features():
+    def features(params, inputs, key=None, *, attention_mask=None):
+        real = jnp.ones(inputs.shape) if attention_mask is None else attention_mask
+        return jnp.einsum("blw,bl->bw", params["table"][inputs], real)
+
+    def apply(params, inputs, key=None, *, attention_mask=None):
+        hidden = features(params, inputs, attention_mask=attention_mask)
+        return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+    draw = np.random.default_rng(0)
+    params = {
+        "table": jnp.asarray(draw.normal(size=(9, 4)), jnp.float32),
+        "head": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)},
+    }
+    inputs, mask = draw.integers(0, 9, (6, 5)), np.arange(5) < draw.integers(1, 5, (6, 1))
+    batch = {"inputs": inputs, "targets": np.arange(6) % 3, "attention_mask": mask.astype(int)}
+    other = batch | {"inputs": np.where(mask, inputs, 8)}
+    stacked = lambda batch: jax.tree.map(lambda leaf: leaf[None], batch)
+    for part in (
+        jcl.nearest_class_mean(features, 3),
+        jcl.slda(features, 3),
+        jcl.feature_distillation(features, 1.0),
+        jcl.replay(jcl.memory.herding(3, 3, features), 2, insert="boundary"),
+    ):
+        learner = jcl.learner(jcl.losses.classify(apply), jcl.chain(part, optax.sgd(0.1)))
+        ends = []
+        for given in (batch, other):
+            state = learner.init(jax.random.key(0), params, given)
+            state = learner.consolidate(learner.step(state, given)[0], stacked(given))
+            state, _ = learner.step(state, given)
+            ends.append([state.params, jax.tree.map(jnp.sum, learner.predict(state, batch))])
+        jax.tree.map(np.testing.assert_array_equal, *ends)

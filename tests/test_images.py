@@ -207,6 +207,52 @@ def test_mnist_is_asked_for_by_name(tmp_path, monkeypatch):
         jcl.data.mnist(tmp_path / "broken.npz")
 
 
+def test_mnist_of_tensorflow_datasets(tmp_path, monkeypatch):
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core.utils import file_utils
+
+    monkeypatch.delenv("JCL_DATA", raising=False)
+    monkeypatch.setattr(file_utils, "list_data_dirs", lambda **_: [tmp_path])
+    with pytest.raises(InputError, match="set JCL_DATA.*download_and_prepare"):
+        jcl.data.mnist()
+    pictures = np.random.default_rng(0).integers(0, 256, (7, 28, 28)).astype(np.uint8)
+
+    class Mnist(tfds.core.GeneratorBasedBuilder):
+        """As the real one: PNG pictures and the names of ten classes."""
+
+        VERSION = tfds.core.Version("3.0.1")
+        pkg_dir_path = tmp_path
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(28, 28, 1)),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, manager):
+            return {
+                "train": self._generate_examples(range(5)),
+                "test": self._generate_examples(range(5, 7)),
+            }
+
+        def _generate_examples(self, numbers):
+            for number in numbers:
+                path = tmp_path / f"{number}.png"
+                Image.fromarray(pictures[number]).save(path)
+                yield number, {"image": str(path), "label": 9 - number}
+
+    Mnist(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    found = jcl.data.mnist()
+    np.testing.assert_array_equal(found.train_inputs, pictures[:5])
+    np.testing.assert_array_equal(found.test_inputs, pictures[5:])
+    assert (found.train_targets.tolist(), found.test_targets.tolist()) == ([9, 8, 7, 6, 5], [4, 3])
+
+
 def test_a_target_beyond_the_head_is_refused():
     from jcl.experiment import check
 

@@ -264,20 +264,21 @@ def _moved(name: str, images: Images, names: list[str], positions: list[np.ndarr
 
 def _prepared(name: str) -> Images:
     """Images from tensorflow-datasets, already on the disk; nothing is downloaded."""
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
     try:
-        builder: Any = tfds.builder(name, file_format="array_record")
-        parts: list[Any] = [builder.as_data_source(part) for part in ("train", "test")]
+        # By its files alone: building it by name would ask the network what can be downloaded.
+        builder: Any = read_only_builder.builder_from_files(name)
+        arrays: list[Any] = []
+        for part in ("train", "test"):
+            source: Any = builder.as_data_source(part)
+            examples: list[Any] = [source[index] for index in range(len(source))]
+            arrays.append(np.stack([np.asarray(each["image"])[..., 0] for each in examples]))
+            arrays.append(np.asarray([each["label"] for each in examples], np.int32))
     except Exception as error:
         raise InputError(
             f"{name} is found neither in JCL_DATA (unset) nor in tensorflow-datasets "
             f"({type(error).__name__}): set JCL_DATA to a folder with {name}/{name}.npz, or run "
             f'tfds.builder("{name}", file_format="array_record").download_and_prepare() once.'
         ) from error
-    arrays: list[Any] = []
-    for part in parts:
-        examples: list[Any] = [part[index] for index in range(len(part))]
-        arrays.append(np.stack([np.asarray(each["image"])[..., 0] for each in examples]))
-        arrays.append(np.asarray([each["label"] for each in examples], np.int32))
-    return Images(arrays[0], arrays[1], arrays[2], arrays[3])
+    return Images(*arrays)

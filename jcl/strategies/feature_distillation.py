@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jcl import checks
 from jcl.core import Params, Strategy, check_complete, strategy
+from jcl.losses import outputs
 from jcl.strategies.lwf import mean_over_counted
 
 
@@ -58,8 +59,8 @@ def feature_distillation(features: Callable[[Params, Any], jax.Array], strength:
         return FeatureTeacher(jax.tree.map(jnp.copy, params), jnp.zeros((), bool))
 
     def loss(state, params, *, batch, **_):
-        teacher = jax.lax.stop_gradient(features(state.params, batch["inputs"]))
-        distance = jnp.sum((features(params, batch["inputs"]) - teacher) ** 2, axis=-1)
+        teacher = jax.lax.stop_gradient(outputs(features, state.params, batch))
+        distance = jnp.sum((outputs(features, params, batch) - teacher) ** 2, axis=-1)
         value = 0.5 * strength * mean_over_counted(distance, batch)
         return {"feature_distillation": jnp.where(state.ready, value, 0.0)}
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jcl import checks
 from jcl.core import Params, Strategy, check_complete, strategy
 from jcl.errors import InputError
+from jcl.losses import outputs
 
 
 class ClassMeans(NamedTuple):
@@ -74,7 +75,7 @@ def of_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of one batch's features: each class's mean [classes, width], its count [classes], and the
     scatter around the means [width, width]. Examples with mask 0 do not count."""
-    x = jax.lax.stop_gradient(features(params, batch["inputs"], None))
+    x = jax.lax.stop_gradient(outputs(features, params, batch))
     member = (
         jax.nn.one_hot(batch["targets"], classes) * batch.get("mask", jnp.ones(len(x)))[:, None]
     )
@@ -115,9 +116,7 @@ def check_head(
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if jax.tree_util.keystr(path[:-1], simple=True, separator="/") == head
     }
-    shape = jax.eval_shape(
-        lambda p, inputs: features(p, inputs, None), params, batch["inputs"]
-    ).shape
+    shape = jax.eval_shape(lambda p, b: outputs(features, p, b), params, batch).shape
     if len(shape) != 2:
         raise InputError(f"{name}: the features are {list(shape)}, but must be [batch, width].")
     expected = {f"{head}/bias": (classes,), f"{head}/kernel": (shape[1], classes)}
