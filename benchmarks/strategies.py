@@ -1,4 +1,4 @@
-"""Milliseconds a training step of each method, in jcl and in Avalanche, and jcl's overheads.
+"""Milliseconds a training step of each method, in jcl and in Avalanche.
 
 Command:  python benchmarks/strategies.py [--repeats 9] [--methods naive replay ...]
           (`make bench-strategies` makes Avalanche's environment, .venv-avalanche, first)
@@ -74,7 +74,7 @@ def ours(method, seeds):
     ]
     functions = learner._replace(step=by_index(learner.step))
     state, data = states[0], (examples, indices)
-    placement = Placement(BATCH, seeds) if seeds > 1 else None
+    placement = Placement(BATCH, seeds=seeds) if seeds > 1 else None
     if placement:
         functions = jcl.over_seeds(functions, by="map")
         functions = functions._replace(step=placement.deal(functions.step))

@@ -45,6 +45,7 @@ class Strategy(NamedTuple):
             where it leaves the updates alone or either will do.
         tasks: how many tasks it has room for; None for any number.
         optimizes: whether it makes a step of the gradient, as optax transformations are taken to.
+        covers: (path of a parameter) -> whether it makes that one's step, or holds it still.
         needs: keys that a batch must hold in an evaluation, such as "task".
 
     `loss_fn` is the task's loss through all views, without any strategy's terms. A key of None
@@ -61,6 +62,7 @@ class Strategy(NamedTuple):
     tasks: int | None = None
     optimizes: bool = False
     needs: frozenset[str] = frozenset()
+    covers: Callable[[Any], bool] = lambda path: False
 
 
 def _no_state(params: Params, **_: Any) -> State:
@@ -89,17 +91,21 @@ def strategy(
     side: str = "any",
     tasks: int | None = None,
     optimizes: bool = False,
-    needs: Iterable[str] = (),
+    needs: str | Iterable[str] = (),
+    covers: Callable[[Any], bool] | None = None,
     init: Callable[..., State] = _no_state,
     view: Callable[..., tuple[Params, Batch]] = _see_all,
     loss: Callable[..., dict[str, jax.Array]] = _no_terms,
     update: Callable[..., tuple[Params, State]] = _same_updates,
     consolidate: Callable[..., tuple[State, Params]] = _same_state,
 ) -> Strategy:
-    """A strategy whose functions are the identity unless given."""
+    """A strategy whose functions are the identity unless given; it covers what it optimizes."""
     checks.one_of(name, "side", side, ("gradient", "step", "any"))
-    needs = frozenset(needs)
-    return Strategy(init, view, loss, update, consolidate, name, side, tasks, optimizes, needs)
+    needs = frozenset([needs] if isinstance(needs, str) else needs)
+    covers = covers or (lambda path: optimizes)
+    return Strategy(
+        init, view, loss, update, consolidate, name, side, tasks, optimizes, needs, covers
+    )
 
 
 def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
@@ -214,6 +220,7 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
         tasks=min(rooms, default=None),
         optimizes=any(optimizes),
         needs=frozenset().union(*(part.needs for part in lifted)),
+        covers=lambda path: any(part.covers(path) for part in lifted),
     )
 
 
@@ -225,6 +232,8 @@ def per_task(part: Strategy | optax.GradientTransformation) -> Strategy:
             was before the boundary.
     """
     part = lift(part)
+    if "per_task" in part.name and part.view is _see_all and part.loss is _no_terms:
+        raise InputError(f"per_task({part.name}): it begins afresh at every task already.")
     own = (part.view is _see_all, part.loss is _no_terms, part.consolidate is _same_state)
     if not all(own):
         raise InputError(
@@ -257,8 +266,8 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
         batches: how many of the last batches it consolidates on; at most `every`.
     """
     part = lift(part)
-    if part.name == "optax":
-        raise InputError("periodically(optax): an optax transformation consolidates nothing.")
+    if part.consolidate is _same_state:
+        raise InputError(f"periodically({part.name}): it consolidates nothing.")
     every = checks.whole("periodically", "every", every)
     if checks.whole("periodically", "batches", batches) > every:
         raise InputError(
@@ -381,6 +390,7 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         update=update,
         consolidate=consolidate if part.consolidate is not _same_state else _same_state,
         name=f"only({part.name})",
+        covers=lambda path: matches(path, patterns) and part.covers(path),
     )
 
 
@@ -467,6 +477,24 @@ def check_patterns(part: str, patterns: Sequence[str], params: Params) -> None:
     """Refuses a pattern that matches no path of the params, and lists the nearest paths."""
     names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     paths.check(f"{part}: no parameter has a path that matches", patterns, names)
+
+
+def check_covered(strategy: Strategy, params: Params) -> None:
+    """Refuses params to which nothing but the gradient itself would be added.
+
+    Raises:
+        InputError: a parameter has no optimizer and is not held; the message names some.
+    """
+    found = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    bare = [_name(path) for path in found if not strategy.covers(path)]
+    if bare:
+        shown = ", ".join(bare[:3]) + (f" and {len(bare) - 3} more" if len(bare) > 3 else "")
+        raise InputError(
+            f"{strategy.name}: no optimizer makes a step for {shown}, so the gradient itself would "
+            'be added to them. Hold them by freeze("*", but=...) or give them an optimizer, such '
+            "as optax.adamw(1e-3); a strategy of your own that makes the step says so by "
+            "optimizes=True."
+        )
 
 
 def check_complete(name: str, params: Params) -> None:

@@ -161,6 +161,11 @@ def check(experiment: Experiment) -> Any:
         for name, example in found.items():
             _check_targets(aux, f"the {part} part of {name}", example)
     check_needs(strategy, test)
+    if "task" in strategy.needs and stages != len(experiment.stream.tasks):
+        raise InputError(
+            f"{strategy.name} keeps what each task ended with, and the stream has {stages} stages "
+            f"for {len(experiment.stream.tasks)} tasks: give it one stage for each task."
+        )
     jax.eval_shape(experiment.measure.function, params, test)
     for name, probe in experiment.probes.items():
         shape = jax.eval_shape(probe, params, test)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jcl import checks
-from jcl.core import Batch, Params, State, Strategy, lift, never, split
+from jcl.core import Batch, Params, State, Strategy, check_covered, lift, never, split
 from jcl.errors import InputError
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
@@ -72,8 +72,8 @@ def learner(
             the examples that count (whose mask is not all 0) and their number.
 
     Raises:
-        InputError: no part of the strategy makes a step of the gradient, which would be added to
-            the params as it is.
+        InputError: at init, if there are params for which no part of the strategy makes a step of
+            the gradient, so that it would be added as it is.
 
     >>> import jax, jax.numpy as jnp, jcl, optax
     >>> def loss_fn(params, batch, key):
@@ -87,12 +87,6 @@ def learner(
     1.0
     """
     strategy = lift(strategy)
-    if not strategy.optimizes:
-        raise InputError(
-            f"learner(loss_fn, {strategy.name}): without an optimizer the gradient itself would be "
-            f"added to the params. Give it one: jcl.chain({strategy.name}, optax.adamw(1e-3)); a "
-            "strategy of your own that makes the step says so by optimizes=True."
-        )
 
     def task_loss(strategy_state):
         def loss(params, batch, key):
@@ -102,6 +96,7 @@ def learner(
 
     def init(key, params, batch):
         params = jax.tree.map(jnp.asarray, params)
+        check_covered(strategy, params)
         _, aux = jax.eval_shape(lambda params, batch: loss_fn(params, batch, None), params, batch)
         _check_aux(aux, batch)
         state = LearnerState(

@@ -145,13 +145,11 @@ def accuracy(apply: Apply) -> Measure:
     return Measure("accuracy", True, function)
 
 
-def outputs(
-    apply: Apply, params: Any, batch: dict[str, Any], key: jax.Array | None = None
-) -> jax.Array:
-    """apply(params, inputs, key) of the batch, given its attention_mask where it has one."""
+def outputs(apply: Apply, params: Any, batch: dict[str, Any], *key: jax.Array | None) -> jax.Array:
+    """apply(params, inputs, *key) of the batch, given its attention_mask where it has one."""
     if "attention_mask" not in batch:
-        return apply(params, batch["inputs"], key)
-    return apply(params, batch["inputs"], key, attention_mask=batch["attention_mask"])
+        return apply(params, batch["inputs"], *key)
+    return apply(params, batch["inputs"], *key, attention_mask=batch["attention_mask"])
 
 
 def cross_entropy(

@@ -32,7 +32,11 @@ class Program:
         self.experiments = experiments
         first = experiments[0]
         self._batch = _check_all(experiments)
-        self._placement = Placement(first.batch_size, len(experiments))
+        self._placement = Placement(
+            first.batch_size,
+            first.evaluation_batch_size or first.batch_size,
+            seeds=len(experiments),
+        )
         self._learner = learner(first.loss_fn, first.strategy, measure=first.measure.function)
         functions = self._learner
         if first.device_data:

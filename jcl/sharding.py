@@ -21,14 +21,15 @@ class Placement:
         dealt: whether every device has seeds of its own.
     """
 
-    def __init__(self, batch_size: int, seeds: int = 1):
+    def __init__(self, *batch_sizes: int, seeds: int = 1):
         devices = jax.devices()
         self.dealt = len(devices) > 1 and seeds % len(devices) == 0
-        if not self.dealt and batch_size % len(devices):
-            raise InputError(
-                f"A batch of {batch_size} cannot be split over {len(devices)} devices: choose a "
-                f"multiple of {len(devices)}, or let the process see fewer devices."
-            )
+        for size in batch_sizes:
+            if not self.dealt and size % len(devices):
+                raise InputError(
+                    f"A batch of {size} cannot be split over {len(devices)} devices: choose a "
+                    f"multiple of {len(devices)}, or let the process see fewer devices."
+                )
         if len(devices) == 1:
             self._mesh = None
             self._everywhere: Any = SingleDeviceSharding(devices[0])

@@ -104,8 +104,9 @@ def test_padding_does_not_count_in_features():
         "head": {"kernel": jnp.ones((4, 3)), "bias": jnp.zeros(3)},
     }
     inputs, mask = draw.integers(0, 9, (6, 5)), np.arange(5) < draw.integers(1, 5, (6, 1))
-    batch = {"inputs": inputs, "targets": np.arange(6) % 3, "attention_mask": mask.astype(int)}
-    other = batch | {"inputs": np.where(mask, inputs, 8)}
+    batch = {"inputs": inputs, "targets": np.arange(6) % 3, "attention_mask": mask}
+    batch = jax.tree.map(lambda leaf: leaf.astype(np.int32), batch)
+    other = batch | {"inputs": np.where(mask, batch["inputs"], 8).astype(np.int32)}
     stacked = lambda batch: jax.tree.map(lambda leaf: leaf[None], batch)
     for part in (
         jcl.nearest_class_mean(features, 3),

@@ -165,13 +165,26 @@ def test_periodically_stays_a_branch_over_seeds():
 
 @pytest.mark.parametrize(
     "part",
-    [jcl.ewc(1.0), jcl.chain(jcl.replay(9, 2)), jcl.periodically(jcl.seen_classes(3), every=9)],
+    [jcl.ewc(1.0), jcl.chain(jcl.replay(9, 2)), jcl.seen_classes(3)],
 )
 def test_a_method_is_no_optimizer(part):
-    with pytest.raises(InputError, match="without an optimizer"):
-        jcl.learner(toy.loss_fn, part)
+    with pytest.raises(InputError, match="no optimizer makes a step for body/bias"):
+        jcl.learner(toy.loss_fn, part).init(None, toy.params(), toy.batch(0))
     with pytest.raises(InputError, match="would forget at every boundary"):
         jcl.per_task(part)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        jcl.only("head/*", optax.sgd(0.1)),
+        jcl.chain(jcl.only("head/*", optax.sgd(0.1)), jcl.freeze({"body/kernel": 1, "*": 0.5})),
+        jcl.only("head/*", jcl.freeze("*")),
+    ],
+)
+def test_params_without_an_optimizer_are_named(part):
+    with pytest.raises(InputError, match=r"no optimizer makes a step for body/bias.*freeze"):
+        jcl.learner(toy.loss_fn, part).init(None, toy.params(), toy.batch(0))
 
 
 def test_a_step_of_ones_own_says_so():
@@ -255,7 +268,8 @@ def test_only_merges_view_and_consolidate():
 
 
 def test_only_lists_the_nearest_paths():
-    learner = jcl.learner(toy.loss_fn, jcl.only("boddy/kernel", optax.sgd(0.1)))
+    strategy = jcl.chain(optax.sgd(0.1), jcl.only("boddy/kernel", jcl.ewc(1.0)))
+    learner = jcl.learner(toy.loss_fn, strategy)
     with pytest.raises(InputError, match="boddy/kernel.*nearest are: body/kernel"):
         learner.init(None, toy.params(), toy.batch(0))
 

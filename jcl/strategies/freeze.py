@@ -84,8 +84,12 @@ def freeze(
 
         return jax.tree_util.tree_map_with_path(hold, updates), state
 
-    whole = shares.get("*") == 1 and not spared  # nothing is left for an optimizer to do
-    return strategy(name="freeze", side="step", optimizes=whole, init=init, update=update)
+    def covers(path):
+        """Whether it is held for good, so that no optimizer has to make its step."""
+        chosen = [share for pattern, share in shares.items() if matches(path, (pattern,))]
+        return bool(chosen) and chosen[0] == 1 and not matches(path, spared)
+
+    return strategy(name="freeze", side="step", covers=covers, init=init, update=update)
 
 
 def _check_spared(pattern: str, spared: bool, but: Sequence[str]) -> None:

@@ -103,7 +103,7 @@ def gdumb(
     return strategy(
         name="gdumb",
         side="step",
-        optimizes=True,
+        covers=lambda path: True,
         init=begin,
         update=update,
         consolidate=consolidate,

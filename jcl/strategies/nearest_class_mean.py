@@ -75,7 +75,7 @@ def of_batch(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Of one batch's features: each class's mean [classes, width], its count [classes], and the
     scatter around the means [width, width]. Examples with mask 0 do not count."""
-    x = jax.lax.stop_gradient(outputs(features, params, batch))
+    x = jax.lax.stop_gradient(outputs(features, params, batch, None))
     member = (
         jax.nn.one_hot(batch["targets"], classes) * batch.get("mask", jnp.ones(len(x)))[:, None]
     )
@@ -116,7 +116,7 @@ def check_head(
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         if jax.tree_util.keystr(path[:-1], simple=True, separator="/") == head
     }
-    shape = jax.eval_shape(lambda p, b: outputs(features, p, b), params, batch).shape
+    shape = jax.eval_shape(lambda p, b: outputs(features, p, b, None), params, batch).shape
     if len(shape) != 2:
         raise InputError(f"{name}: the features are {list(shape)}, but must be [batch, width].")
     expected = {f"{head}/bias": (classes,), f"{head}/kernel": (shape[1], classes)}
