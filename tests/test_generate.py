@@ -122,12 +122,13 @@ def test_greedy_equals_hugging_faces_token_for_token(family, tmp_path):
     model, params = jcl.models.from_pretrained(tmp_path)
 
     def expected(stop):
+        settings = theirs.generation_config
+        settings.bos_token_id, settings.eos_token_id, settings.pad_token_id = None, stop, stop
         with torch.no_grad():
             found = theirs.generate(
                 torch.tensor(np.asarray(INPUTS, np.int64)),
                 attention_mask=torch.tensor(LEFT.astype(np.int64)),
-                max_new_tokens=40, do_sample=False, eos_token_id=stop, pad_token_id=stop,
-                bos_token_id=None,
+                max_new_tokens=40, do_sample=False,
             )  # fmt: skip
         return found[:, LENGTH:].numpy()
 
@@ -266,7 +267,7 @@ def test_it_stops_early_and_fills_up():
         assert length == np.flatnonzero(np.isin(row, ends))[0] + 1
         np.testing.assert_array_equal(tokens[:length], row[:length])
         assert set(tokens[length:]) <= {ends[0]}
-    assert calls == [LENGTH] + [1] * (int(found.lengths.max()) - 1)
+    assert sorted(calls) == [1] * (int(found.lengths.max()) - 1) + [LENGTH]
 
 
 def test_prompts_answer_without_a_cache():
@@ -387,9 +388,7 @@ def naive(config_file):
 
 def trained(config_file, method, *arguments):
     out = config_file.parent / method
-    arguments = ["--method", method, "--out", str(out), "--cpu-devices", "8", *arguments]
-    arguments = [word for word in arguments if word not in ("--cpu-devices", "8")]
-    assert main(["run", str(config_file), *arguments]) == 0
+    assert main(["run", str(config_file), "--method", method, "--out", str(out), *arguments]) == 0
     return out
 
 
@@ -430,11 +429,12 @@ def test_the_view_of_the_strategy_is_what_answers(method, config_file, capsys):
     assert shown.out == "ababababa\n"
 
 
+@pytest.mark.filterwarnings("always")
 def test_a_damaged_checkpoint_is_passed_over(naive, capsys):
     newest = sorted((naive / "checkpoints").glob("[0-9]*"))[-1]
     (newest / "manifest.sha256").write_text("damaged")
-    with pytest.warns(UserWarning, match="is damaged"):
-        shown = written(capsys, naive, "--prompt", "a", "--steps", "5", "--temperature", "0")
+    shown = written(capsys, naive, "--prompt", "a", "--steps", "5", "--temperature", "0")
+    assert "is damaged" in shown.err
     assert "after ab" in shown.err
     assert shown.out == "ababab\n"
 
