@@ -184,7 +184,7 @@ def _ids(tokenizer: Any, prompt: str) -> np.ndarray:
     if first is not None and not (len(ids) and ids[0] == first):
         ids = np.concatenate([np.asarray([first], np.int32), ids])
     if not len(ids):
-        raise InputError("The prompt is empty and the tokenizer has no mark for a text's beginning.")
+        raise InputError("The prompt is empty, and the tokenizer has no mark that begins a text.")
     return ids
 
 
