@@ -94,4 +94,5 @@ def build(config: Config) -> jcl.Experiment:
         batch_size=config.batch_size,
         steps=config.steps,
         seed=config.seed,
+        tokenizer=tokenizer,
     )

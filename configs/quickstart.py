@@ -76,4 +76,5 @@ def build(config: Config) -> jcl.Experiment:
         steps=steps,
         seed=config.seed,
         boundary_batches=config.boundary_batches,
+        tokenizer=tokenizer,
     )

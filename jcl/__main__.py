@@ -1,4 +1,4 @@
-"""The command line: jcl run, jcl report, jcl list."""
+"""The command line: jcl run, jcl generate, jcl report, jcl list."""
 
 import ast
 import dataclasses
@@ -23,10 +23,11 @@ from jcl.errors import InputError
 USAGE = """jcl: continual and online learning for language models
 
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
+  jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
   jcl list [FOLDER]                                                         what there is to use
 
-jcl run CONFIG.py --help shows a config's fields.
+jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen.
 """
 
 
@@ -50,10 +51,33 @@ class RunOptions:
     cpu_devices: int | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class GenerateOptions:
+    """How to go on with a text.
+
+    Attributes:
+        prompt: a text to go on with; may be given several times.
+        steps: tokens to generate, fewer where the text ends before.
+        temperature: divides the logits; 0 takes the likeliest token every time.
+        top_k: draw among so many of the likeliest tokens.
+        top_p: draw among the likeliest tokens whose chances reach this together.
+        seed: of the draws.
+        config: the run's config file, if it was moved.
+    """
+
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    steps: int = 100
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    seed: int = 0
+    config: Path | None = None
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The entry point; returns the exit status: 0 done, 1 refused or stopped, 2 bad usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "report": _report, "list": _list}
+    commands = {"run": _run, "generate": _generate, "report": _report, "list": _list}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -134,6 +158,29 @@ def _run(arguments: list[str]) -> None:
     report.show([finished], console)
     names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))
     console.print(f"{place}: {names}", soft_wrap=True)
+
+
+def _generate(arguments: list[str]) -> None:
+    asked = arguments[:1] in (["-h"], ["--help"])
+    if not asked and (not arguments or arguments[0].startswith("-")):
+        raise InputError('name a run folder first: jcl generate runs/quickstart/naive --prompt "A"')
+    options = tyro.cli(
+        GenerateOptions,
+        args=arguments if asked else arguments[1:],
+        prog="jcl generate RUN",
+        description="What the model of a run, at its newest checkpoint, would write.",
+    )
+    if not options.prompt:
+        raise InputError('give a text to go on with: --prompt "A"')
+
+    from jcl.answer import answer, reopen
+
+    choices = dataclasses.asdict(options)
+    prompts, config = choices.pop("prompt"), choices.pop("config")
+    reopened = reopen(Path(arguments[0]), load_config, config)
+    texts = answer(reopened, prompts, **choices)
+    print(f"{arguments[0]} {reopened.where}", file=sys.stderr)
+    print("\n\n".join(texts))
 
 
 def _set_cpu_devices(asked: int | None, seeds: int) -> None:

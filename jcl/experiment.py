@@ -46,6 +46,7 @@ class Experiment:
             that handing over a batch costs as much as the step. The sources need `arrays()`.
         probes: {name: (params, batch) -> scalar}, such as those of `jcl.probes`; taken with every
             row of the matrix on each task's first test batch, and written to metrics.jsonl.
+        tokenizer: of the texts, for `jcl generate`: from `jcl.data` or transformers' own.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Experiment:
     seeds_by: Literal["vmap", "map"] | None = None
     device_data: bool = False
     probes: Mapping[str, Callable[[Any, data.Batch], Any]] = field(default_factory=dict)
+    tokenizer: Any = None
 
     def __post_init__(self):
         for name in ("batch_size", "boundary_batches", "log_every"):

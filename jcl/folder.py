@@ -47,7 +47,8 @@ def describe(
     return {
         "schema": SCHEMA,
         "name": name,
-        "config": json.loads(json.dumps(_finite(config), default=str)),
+        "config": as_json(config),
+        "config_file": str(config_file.resolve()),
         "config_hash": config_hash(config_file),
         "data": hashes,
         "seeds": seeds,
@@ -66,6 +67,11 @@ def describe(
         },
         "git_commit": _git_commit(config_file.parent),
     }
+
+
+def as_json(config: Any) -> Any:
+    """A config's fields as config.json holds them."""
+    return json.loads(json.dumps(_finite(config), default=str))
 
 
 def config_hash(path: Path) -> str:
@@ -96,7 +102,7 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
             _clear(folder)
         begun = path.exists()
         if begun:
-            _compare(folder, _read_config(path), description)
+            _compare(folder, read_config(path), description)
         else:
             begun = True  # not ours to clear
             foreign = [file.name for file in folder.iterdir() if file.name != "lock"]
@@ -212,7 +218,12 @@ def _clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """What `describe` gave when the run began.
+
+    Raises:
+        InputError: the file is no run's, or of a newer schema.
+    """
     try:
         found = json.loads(path.read_text())
         schema = int(found["schema"])

@@ -12,7 +12,7 @@ import numpy as np
 from jcl import data
 from jcl.errors import REMEDY, Diverged, InputError
 from jcl.experiment import Experiment, check, evaluation_batches, stage_name, stage_steps
-from jcl.learner import LearnerState, by_index, learner, over_batches, over_seeds
+from jcl.learner import Learner, LearnerState, by_index, learner, over_batches, over_seeds
 from jcl.sharding import Placement
 
 
@@ -159,11 +159,9 @@ class Program:
             )
 
     def _initial(self) -> LearnerState:
-        states = []
-        for experiment in self.experiments:
-            key_params, key_run = jax.random.split(jax.random.key(experiment.seed))
-            params = experiment.model.init(key_params)
-            states.append(self._learner.init(key_run, params, self._batch))
+        states = [
+            first_state(experiment, self._learner, self._batch) for experiment in self.experiments
+        ]
         if len(states) == 1:
             return states[0]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -210,6 +208,12 @@ class Program:
             return function(*arguments)
 
         return jax.jit(traced, donate_argnums=() if place is None else 0, out_shardings=place)
+
+
+def first_state(experiment: Experiment, functions: Learner, batch: Any) -> LearnerState:
+    """The state of one seed before its first step."""
+    key_params, key_run = jax.random.split(jax.random.key(experiment.seed))
+    return functions.init(key_run, experiment.model.init(key_params), batch)
 
 
 def _quickest() -> Literal["vmap", "map"]:

@@ -31,10 +31,13 @@ ALLOWED = {
     "report": {"folder", "metrics"},
     "experiment": {"core", "data", "learner", "losses", "models"},
     "program": {"data", "experiment", "learner", "sharding"},
+    "answer": {
+        "checkpoint", "core", "experiment", "folder", "learner", "models", "program",
+    },
     "run": {
         "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
     },
-    "__main__": {"allocator", "data", "models", "report", "run", "strategies"},
+    "__main__": {"allocator", "answer", "data", "models", "report", "run", "strategies"},
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "models", "probes",
         "strategies",

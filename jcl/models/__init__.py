@@ -3,6 +3,7 @@
 from jcl.models.adapters import adapters
 from jcl.models.bert import BertConfig, bert
 from jcl.models.cosine_head import cosine_head
+from jcl.models.generate import Generated, generate, probabilities
 from jcl.models.gpt2 import GPT2_SIZES, GPT2Config, gpt2
 from jcl.models.hf import from_pretrained, save_pretrained, tokenizer
 from jcl.models.llama import LlamaConfig, Rope, llama
@@ -16,6 +17,7 @@ __all__ = [
     "GPT2_SIZES",
     "BertConfig",
     "GPT2Config",
+    "Generated",
     "LlamaConfig",
     "MLPConfig",
     "Model",
@@ -24,12 +26,14 @@ __all__ = [
     "bert",
     "cosine_head",
     "from_pretrained",
+    "generate",
     "gpt2",
     "llama",
     "lora",
     "merge_lora",
     "mlp",
     "module_dropout",
+    "probabilities",
     "prompts",
     "save_pretrained",
     "tokenizer",

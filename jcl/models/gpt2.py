@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
-from jcl.models.attention import causal_attention, places
+from jcl.models.attention import (
+    Slots,
+    cached_attention,
+    causal_attention,
+    decoding,
+    next_slots,
+    places,
+)
 from jcl.models.layers import Dense, LayerNorm, dropout, gelu_tanh, split
 from jcl.models.model import Model, Tensor, setting
 
@@ -103,7 +110,9 @@ def gpt2(config: GPT2Config | str) -> Model:
         assert isinstance(hidden, jax.Array)
         return hidden
 
-    return Model(init, apply, config, features)
+    attentions = [f"h_{layer}/attn" for layer in range(config.layers)]
+    cached = decoding(module, attentions, config.heads, config.width // config.heads)
+    return Model(init, apply, config, features, **cached)
 
 
 # What Hugging Face's GPT-2 keeps beside the parameters: causal masks, and the head's copy of the
@@ -192,7 +201,11 @@ class Attention(nn.Module):
         query = mixed[:, :, 0].transpose(0, 2, 1, 3)
         keys, values = mixed[:, :, 1:].transpose(2, 0, 3, 4, 1)
         query = query / np.sqrt(query.shape[-1])
-        out = causal_attention(query, keys, values, mask, config.dropout, key_weights)
+        if isinstance(mask, Slots):
+            keys, values = keys.swapaxes(2, 3), values.swapaxes(2, 3)
+            out = cached_attention(self, query, keys, values, mask)
+        else:
+            out = causal_attention(query, keys, values, mask, config.dropout, key_weights)
         out = out.transpose(0, 2, 1, 3).reshape(rows, width)
         out = Dense(width, _residual_scale(config), name="c_proj")(out)
         return dropout(out, config.dropout, key_out)
@@ -226,13 +239,15 @@ class GPT2(nn.Module):
     config: GPT2Config
 
     @nn.compact
-    def __call__(self, inputs, key, mask=None, head=True):
+    def __call__(self, inputs, key, mask=None, head=True, cached=False):
         config, (batch, length) = self.config, inputs.shape
         if length > config.positions:
             raise InputError(
                 f"The input is {length} tokens long and the model has {config.positions} positions:"
                 " cut the text in shorter blocks, or give the model more positions."
             )
+        if cached:
+            mask = next_slots(self, inputs, mask)
         initializer = nn.initializers.normal(0.02)
         wte = self.param("wte", initializer, (config.vocab_size, config.width))
         wpe = self.param("wpe", initializer, (config.positions, config.width))
@@ -241,6 +256,8 @@ class GPT2(nn.Module):
         x = dropout(x.reshape(batch * length, config.width), config.dropout, key_embedding)
         for layer in range(config.layers):
             x = Block(config, name=f"h_{layer}")(x, length, keys[layer], mask)
+        if cached:
+            x, length = x.reshape(batch, length, -1)[:, -1], 1
         x = LayerNorm(config.epsilon, name="ln_f")(x)
         return (x @ wte.T if head else x).reshape(batch, length, -1)
 

@@ -17,7 +17,14 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
-from jcl.models.attention import causal_attention, places
+from jcl.models.attention import (
+    Slots,
+    cached_attention,
+    causal_attention,
+    decoding,
+    next_slots,
+    places,
+)
 from jcl.models.layers import split
 from jcl.models.model import Model, Tensor, setting
 
@@ -180,7 +187,9 @@ def llama(config: LlamaConfig) -> Model:
         assert isinstance(hidden, jax.Array)
         return hidden
 
-    return Model(init, apply, config, features)
+    attentions = [f"layers_{layer}/self_attn" for layer in range(config.layers)]
+    cached = decoding(module, attentions, config.key_value_heads, config.head_width)
+    return Model(init, apply, config, features, **cached)
 
 
 # What Hugging Face's checkpoints may hold beside the parameters: the frequencies of the rotation,
@@ -383,11 +392,14 @@ class Attention(nn.Module):
         query = _turned(heads("q_proj", config.heads), turn) * size**-0.5
         keys = _turned(heads("k_proj", config.key_value_heads), turn)
         values = heads("v_proj", config.key_value_heads)
-        keys, values = (
-            jnp.repeat(each.swapaxes(2, 3), config.heads // config.key_value_heads, axis=1)
-            for each in (keys, values)
-        )
-        out = causal_attention(query, keys, values, mask, config.dropout, key, self.window)
+        if isinstance(mask, Slots):
+            out = cached_attention(self, query, keys, values, mask, self.window)
+        else:
+            keys, values = (
+                jnp.repeat(each.swapaxes(2, 3), config.heads // config.key_value_heads, axis=1)
+                for each in (keys, values)
+            )
+            out = causal_attention(query, keys, values, mask, config.dropout, key, self.window)
         out = out.transpose(0, 2, 1, 3).reshape(rows, config.heads * size)
         return Linear(width, config.bias, name="o_proj")(out)
 
@@ -421,7 +433,7 @@ class Llama(nn.Module):
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, inputs, key, mask=None, head=True):
+    def __call__(self, inputs, key, mask=None, head=True, cached=False):
         config, (batch, length) = self.config, inputs.shape
         if length > config.positions and config.rope.kind != "dynamic":
             raise InputError(
@@ -429,6 +441,8 @@ class Llama(nn.Module):
                 " cut the text in shorter blocks, or give the model more positions, on which no "
                 "weight depends."
             )
+        if cached:
+            mask = next_slots(self, inputs, mask)
         table = self.param(
             "embed_tokens", nn.initializers.normal(0.02), (config.vocab_size, config.width)
         )
@@ -438,6 +452,8 @@ class Llama(nn.Module):
         for layer, key_layer in enumerate(split(key, config.layers)):
             window = None if layer < config.whole_layers else config.window
             x = Block(config, window, name=f"layers_{layer}")(x, turn, key_layer, mask)
+        if cached:
+            x, length = x.reshape(batch, length, -1)[:, -1], 1
         x = RMSNorm(config.epsilon, name="norm")(x)
         if head and config.tied:
             x = x @ table.T

@@ -19,6 +19,10 @@ class Model(NamedTuple):
         features: (params, inputs, key=None) -> what the head gets, [batch, ..., width]; for the
             methods that work on it.
         lora_alpha: of its adapters, where `jcl.models.lora` made it; for who merges them.
+        decode: (params, inputs, key=None, *, cache, attention_mask=None) -> logits of the token
+            that follows the inputs [batch, vocab], and the cache with the inputs in it; None where
+            the model has none.
+        cache: (params, batch, length) -> an empty one for so many tokens of so many texts.
     """
 
     init: Callable[[jax.Array], Any]
@@ -26,6 +30,8 @@ class Model(NamedTuple):
     config: Any
     features: Callable[..., jax.Array] | None = None
     lora_alpha: float | None = None
+    decode: Callable[..., tuple[jax.Array, Any]] | None = None
+    cache: Callable[[Any, int, int], Any] | None = None
 
 
 class Tensor(NamedTuple):

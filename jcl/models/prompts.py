@@ -102,7 +102,10 @@ def prompts(
     def apply(params, inputs, key=None, **rest):
         return around(wider.apply)(params, inputs, key, **rest)[..., :vocab]
 
-    model = model._replace(apply=apply, features=around(wider.features))
+    # The slots behind the inputs would stand in the way of what follows them in a cache.
+    model = model._replace(
+        apply=apply, features=around(wider.features), decode=None, cache=None
+    )
     return wrapping.extended(model, "prompt", begin)
 
 

@@ -45,7 +45,11 @@ def changed(
 
         return call
 
-    return model._replace(apply=around(model.apply), features=around(model.features))
+    return model._replace(
+        apply=around(model.apply),
+        features=around(model.features),
+        decode=model.decode and around(model.decode),
+    )
 
 
 def extended(model: Model, subtree: str, make: Callable[[jax.Array, Any], Any]) -> Model:

@@ -1,0 +1,199 @@
+"""What a run has learned, asked: from its folder and prompts to texts."""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from jcl import checkpoint, folder
+from jcl.core import lift
+from jcl.errors import InputError
+from jcl.experiment import Experiment, check, stage_name
+from jcl.learner import LearnerState, learner
+from jcl.models import generate
+from jcl.program import first_state
+
+
+class Reopened(NamedTuple):
+    """A run as its newest checkpoint has it.
+
+    Attributes:
+        experiment: of its first seed.
+        state: of that seed.
+        task: the number of the stage that it learned last.
+        where: what to call this point of the run.
+    """
+
+    experiment: Experiment
+    state: LearnerState
+    task: int
+    where: str
+
+
+def reopen(
+    run: Path, load: Callable[[Path], ModuleType], config_file: Path | None = None
+) -> Reopened:
+    """The experiment and the newest intact state of a run folder.
+
+    Args:
+        run: the folder.
+        load: executes a config file.
+        config_file: where it is, if it is no longer where the run found it.
+
+    Raises:
+        InputError: the folder is no run's or holds no checkpoint, or the config file is not found,
+            is another than the run's, or does not make its config.
+    """
+    if not (run / "config.json").is_file():
+        raise InputError(f"{run} is no run folder: there is no config.json in it.")
+    description = folder.read_config(run / "config.json")
+    module = load(_config_file(run, description, config_file))
+    experiment = module.build(_config(run, module.Config, description["config"]))
+    functions = learner(
+        experiment.loss_fn, experiment.strategy, measure=experiment.measure.function
+    )
+    batch, seeds = check(experiment), len(description["seeds"])
+    shapes = jax.eval_shape(lambda: first_state(experiment, functions, batch))
+    if seeds > 1:
+        own = jax.tree.map(lambda leaf: leaf.update(shape=(seeds, *leaf.shape)), shapes[:3])
+        shapes = LearnerState(*own, *shapes[3:])
+    place = SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: leaf.update(sharding=place), shapes)
+    restored = checkpoint.restore(run / "checkpoints", abstract)
+    if restored is None:
+        raise InputError(f"{run} holds no checkpoint yet: start the run, or wait for it.")
+    state, position = restored
+    if seeds > 1:
+        state = LearnerState(*jax.tree.map(lambda leaf: leaf[0], state[:3]), *state[3:])
+    stage, step = position["stage"], position["step"]
+    task = max(0, stage - (step == 0))
+    where = f"after {step} steps of" if step else "after"
+    where = f"{where} {stage_name(experiment, task)}" if stage or step else "before its first step"
+    return Reopened(experiment, state, task, f"{where}, seed {description['seeds'][0]}")
+
+
+def answer(
+    reopened: Reopened,
+    prompts: Sequence[str],
+    *,
+    steps: int = 100,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Each prompt and what the run's model has it followed by, up to the end of the text.
+
+    The model is seen as the strategy shows it in an evaluation of the task learned last. The
+    numbers are those of `jcl.models.generate`.
+
+    Raises:
+        InputError: the experiment has no tokenizer, or from `jcl.models.generate`.
+    """
+    experiment = reopened.experiment
+    tokenizer = experiment.tokenizer
+    if tokenizer is None:
+        raise InputError(
+            f"The experiment {experiment.name!r} has no tokenizer to read a prompt with: give it "
+            "one in the config, jcl.Experiment(tokenizer=...)."
+        )
+    ids = [_ids(tokenizer, prompt) for prompt in prompts]
+    longest = max(len(each) for each in ids)
+    inputs = np.zeros((len(ids), longest), np.int32)
+    mask = np.zeros((len(ids), longest), np.int32)
+    for row, each in enumerate(ids):
+        inputs[row, longest - len(each) :] = each
+        mask[row, longest - len(each) :] = 1
+    strategy = lift(experiment.strategy)
+    batch: dict[str, Any] = {"inputs": inputs}
+    if "task" in strategy.needs:
+        batch["task"] = np.full(len(ids), reopened.task, np.int32)
+    params, _ = strategy.view(reopened.state.strategy, reopened.state.params, batch)
+    found = generate(
+        experiment.model,
+        params,
+        inputs,
+        steps=steps,
+        key=jax.random.key(seed),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        stop=_stop(tokenizer),
+        attention_mask=None if mask.all() else mask,
+    )
+    texts = []
+    for each, tokens, length in zip(ids, *map(np.asarray, found), strict=True):
+        texts.append(_text(tokenizer, np.concatenate([each, tokens[:length]])))
+    return texts
+
+
+def _config_file(run: Path, description: dict[str, Any], given: Path | None) -> Path:
+    known = description.get("config_file")
+    path = given or (Path(known) if known else None)
+    if path is None or not path.is_file():
+        missing = f"{path} is not there" if path else f"{run} does not say where it is"
+        raise InputError(f"The run's config file is needed, and {missing}: give --config PATH.")
+    if folder.config_hash(path) != description.get("config_hash"):
+        commit = description.get("git_commit")
+        raise InputError(
+            f"{path} is not the config file that {run} was made with, or was changed since: give "
+            "it as it was by --config PATH"
+            + (f" (the repository stood at commit {commit})." if commit else ".")
+        )
+    return path
+
+
+def _config(run: Path, config: type, fields: dict[str, Any]) -> Any:
+    """The Config of the fields in config.json, which knows neither tuples nor paths."""
+    kinds = typing.get_type_hints(config)
+
+    def plain(name, value):
+        kind = kinds.get(name)
+        if isinstance(value, list):
+            return tuple(value)
+        among = {kind, *typing.get_args(kind)}
+        for special in (Path, float):  # an infinite number became a word
+            if isinstance(value, str) and special in among and str not in among:
+                return special(value)
+        return value
+
+    try:
+        made = config(**{name: plain(name, value) for name, value in fields.items()})
+    except TypeError as error:
+        raise InputError(f"{run}/config.json does not fit its config file: {error}.") from error
+    found = folder.as_json(dataclasses.asdict(made))
+    differing = sorted(name for name in fields if found.get(name) != fields[name])
+    if differing:
+        raise InputError(
+            f"{run}/config.json: {', '.join(differing)} cannot be read back; fields of a Config "
+            "are to be numbers, words, truth values or tuples of them."
+        )
+    return made
+
+
+def _ids(tokenizer: Any, prompt: str) -> np.ndarray:
+    """A prompt's ids, behind the mark that stands before a text where the tokenizer has one."""
+    ids = np.asarray(tokenizer.encode(prompt), np.int32)
+    first = getattr(tokenizer, "separator", getattr(tokenizer, "bos_token_id", None))
+    if first is not None and not (len(ids) and ids[0] == first):
+        ids = np.concatenate([np.asarray([first], np.int32), ids])
+    if not len(ids):
+        raise InputError("The prompt is empty, and the tokenizer has no mark that begins a text.")
+    return ids
+
+
+def _stop(tokenizer: Any) -> tuple[int, ...]:
+    last = getattr(tokenizer, "separator", getattr(tokenizer, "eos_token_id", None))
+    return () if last is None else (int(last),)
+
+
+def _text(tokenizer: Any, ids: np.ndarray) -> str:
+    if hasattr(tokenizer, "separator"):
+        return tokenizer.decode(ids)
+    return tokenizer.decode(ids, skip_special_tokens=True)
