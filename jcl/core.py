@@ -106,6 +106,8 @@ def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
     """The part itself, or an optax transformation as a strategy named "optax"."""
     if isinstance(part, Strategy):
         return part
+    if isinstance(part, optax.MultiSteps):
+        part = part.gradient_transformation()
     if not isinstance(part, optax.GradientTransformation):
         raise InputError(
             f"{part!r} is neither a strategy nor an optax transformation: did you pass the "

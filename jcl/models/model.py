@@ -18,6 +18,9 @@ class Model(NamedTuple):
         config: what it was made from.
         features: (params, inputs, key=None) -> what the head gets, [batch, ..., width]; for the
             methods that work on it.
+        head: (params, features [..., width], key=None) -> logits [..., vocab], of a language
+            model; for losses that hold the logits of a part of the tokens at a time. Then
+            apply(params, inputs, key) is head(params, features(params, inputs, key), key).
         lora_alpha: of its adapters, where `jcl.models.lora` made it; for who merges them.
     """
 
@@ -25,6 +28,7 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
     config: Any
     features: Callable[..., jax.Array] | None = None
+    head: Callable[..., jax.Array] | None = None
     lora_alpha: float | None = None
 
 

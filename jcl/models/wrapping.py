@@ -45,7 +45,8 @@ def changed(
 
         return call
 
-    return model._replace(apply=around(model.apply), features=around(model.features))
+    head = None if model.head is None else around(model.head)
+    return model._replace(apply=around(model.apply), features=around(model.features), head=head)
 
 
 def extended(model: Model, subtree: str, make: Callable[[jax.Array, Any], Any]) -> Model:
