@@ -148,6 +148,15 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
         InputError: there is no part; one that edits the step stands left of an optax
             transformation, or one that edits the gradient right of all of them.
 
+    Gradients of several batches are accumulated by `optax.MultiSteps` around the optimizer: the
+    steps between are zero, and a loss that is a mean over equally many targets has the step of the
+    large batch. What acts on the mean gradient, such as clipping, stands inside. A learning rate
+    that follows the progress of the task stands behind:
+    `chain(optax.MultiSteps(optax.scale_by_adam(), 4), scheduled(optax.scale_by_learning_rate,
+    cosine(1e-3)), si(0.1))`. Progress counts batches, not updates; with `per_task` around it,
+    what is accumulated at a boundary is dropped. A path such as that of SI takes the gradient of
+    the last batch for that of all, which is right on average.
+
     >>> import jcl, optax
     >>> jcl.chain(jcl.replay(capacity=100, size=16), optax.adamw(1e-3)).name
     'chain(replay, optax)'
