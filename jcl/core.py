@@ -144,10 +144,6 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
     Everything flows from left to right: left of the optimizer a part edits gradients, right of it
     the step.
 
-    Raises:
-        InputError: there is no part; one that edits the step stands left of an optax
-            transformation, or one that edits the gradient right of all of them.
-
     Gradients of several batches are accumulated by `optax.MultiSteps` around the optimizer: the
     steps between are zero, and a loss that is a mean over equally many targets has the step of the
     large batch. What acts on the mean gradient, such as clipping, stands inside. A learning rate
@@ -156,6 +152,10 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
     cosine(1e-3)), si(0.1))`. Progress counts batches, not updates; with `per_task` around it,
     what is accumulated at a boundary is dropped. A path such as that of SI takes the gradient of
     the last batch for that of all, which is right on average.
+
+    Raises:
+        InputError: there is no part; one that edits the step stands left of an optax
+            transformation, or one that edits the gradient right of all of them.
 
     >>> import jcl, optax
     >>> jcl.chain(jcl.replay(capacity=100, size=16), optax.adamw(1e-3)).name
