@@ -130,9 +130,7 @@ def classify(apply: Apply) -> LossFn:
     return loss_fn
 
 
-def bits_per_byte(
-    model: Any, bytes_per_token: np.ndarray, *, chunk: int | None = None
-) -> Measure:
+def bits_per_byte(model: Any, bytes_per_token: np.ndarray, *, chunk: int | None = None) -> Measure:
     """Bits needed for the counted targets, specials included, per byte of their text.
 
     Args:

@@ -116,9 +116,7 @@ def test_a_product_and_its_gradients_are_those_of_rounded_operands():
         of_x, of_right = back(along)
         of_kernel = of_right if right is kernel else of_right.T
         np.testing.assert_allclose(of_x, rounded(along) @ rounded(kernel).T, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(
-            of_kernel, rounded(x).T @ rounded(along), rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(of_kernel, rounded(x).T @ rounded(along), rtol=1e-5, atol=1e-6)
     coarse = precision_module.matmul(
         x, kernel, Precision(compute="bfloat16", accumulate="bfloat16")
     )
@@ -157,9 +155,7 @@ def test_params_may_be_kept_in_bfloat16(name):
 
 def adapted_step(name, model):
     """The compiled step of adapters alone, and its state."""
-    strategy = jcl.chain(
-        jcl.only("lora/*", optax.adamw(1e-2)), jcl.freeze("*", but="lora/*")
-    )
+    strategy = jcl.chain(jcl.only("lora/*", optax.adamw(1e-2)), jcl.freeze("*", but="lora/*"))
     learner = jcl.learner(jcl.losses.causal_lm(model.apply), strategy)
     params = jax.jit(model.init)(jax.random.key(1))
     state = learner.init(None, params, batch(name))
@@ -280,7 +276,7 @@ def test_replicas_and_steps_in_bfloat16():
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match='compute="half"|compute=\'half\''):
+    with pytest.raises(InputError, match="compute=\"half\"|compute='half'"):
         Precision(compute="half")
     with pytest.raises(InputError, match="narrower type"):
         Precision(accumulate="bfloat16")

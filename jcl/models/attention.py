@@ -12,9 +12,7 @@ def places(mask):
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def causal_attention(
-    query, keys, values, mask, rate, key, window=None, precision=Precision()
-):
+def causal_attention(query, keys, values, mask, rate, key, window=None, precision=Precision()):
     """Attention of every position to those up to it, [batch, heads, length, width].
 
     Args:
