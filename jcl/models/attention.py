@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl.models.layers import dropout, split
-from jcl.models.precision import Precision, einsum
+from jcl.models.precision import FLOAT32, einsum
 
 
 def places(mask):
@@ -12,7 +12,7 @@ def places(mask):
     return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=1) - 1, 0)
 
 
-def causal_attention(query, keys, values, mask, rate, key, window=None, precision=Precision()):
+def causal_attention(query, keys, values, mask, rate, key, window=None, precision=FLOAT32):
     """Attention of every position to those up to it, [batch, heads, length, width].
 
     Args:

@@ -19,7 +19,7 @@ from jcl.errors import InputError
 from jcl.models import precision, wrapping
 from jcl.models.layers import Alone, Dense, LayerNorm, dropout, gelu, gelu_tanh, run, split
 from jcl.models.model import Model, Tensor
-from jcl.models.precision import Precision, einsum, matmul_transposed
+from jcl.models.precision import FLOAT32, Precision, einsum, matmul_transposed
 
 _ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_tanh, "relu": nn.relu}
 
@@ -69,7 +69,7 @@ class BertConfig:
     activation: str = "gelu"
     family: str = "bert"
     padding: int = 0
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
     remat: bool = False
 
     def __post_init__(self):

@@ -19,7 +19,7 @@ from jcl.models import precision
 from jcl.models.attention import causal_attention, places
 from jcl.models.layers import Dense, LayerNorm, dropout, gelu_tanh, run, split
 from jcl.models.model import Model, Tensor, setting
-from jcl.models.precision import Precision, matmul_transposed
+from jcl.models.precision import FLOAT32, Precision, matmul_transposed
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class GPT2Config:
     heads: int = 12
     dropout: float = 0.1
     epsilon: float = 1e-5
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
     remat: bool = False
 
     def __post_init__(self):

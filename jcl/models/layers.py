@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jcl.models.precision import Precision, matmul
+from jcl.models.precision import FLOAT32, Precision, matmul
 
 
 class Dense(nn.Module):
@@ -18,7 +18,7 @@ class Dense(nn.Module):
 
     features: int
     scale: float = 0.02
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x):

@@ -21,7 +21,7 @@ from jcl.models import precision
 from jcl.models.attention import causal_attention, places
 from jcl.models.layers import Alone, run, split
 from jcl.models.model import Model, Tensor, setting
-from jcl.models.precision import Precision, matmul, matmul_transposed
+from jcl.models.precision import FLOAT32, Precision, matmul, matmul_transposed
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class LlamaConfig:
     rope: Rope = Rope()
     dropout: float = 0.0
     epsilon: float = 1e-6
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
     remat: bool = False
 
     def __post_init__(self):
@@ -364,7 +364,7 @@ class Linear(nn.Module):
 
     features: int
     bias: bool = False
-    precision: Precision = Precision()
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x):

@@ -48,6 +48,9 @@ class Precision:
             )
 
 
+FLOAT32 = Precision()
+
+
 def check(call: str, config: Any) -> None:
     """Passes a config whose precision and remat are what they should be.
 
@@ -64,7 +67,7 @@ def check(call: str, config: Any) -> None:
 
 def of(model: Any) -> Precision:
     """The model's; float32 throughout where its config has none."""
-    return getattr(model.config, "precision", Precision())
+    return getattr(model.config, "precision", FLOAT32)
 
 
 def cast(params: Any, precision: Precision) -> Any:
