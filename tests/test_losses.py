@@ -264,7 +264,11 @@ def test_logits_read_by_a_strategy_are_those_of_the_model():
 
 def test_what_a_chunk_needs():
     model = LANGUAGE_MODELS["gpt2"]()
-    for make in (causal_lm, masked_lm, lambda given, chunk: bits_per_byte(given, 1, chunk=chunk)):
+    for make in (
+        causal_lm,
+        masked_lm,
+        lambda given, chunk: bits_per_byte(given, np.ones(61), chunk=chunk),
+    ):
         with pytest.raises(InputError, match=r"chunk=8.*give the model itself"):
             make(model.apply, chunk=8)
         with pytest.raises(InputError, match="chunk=0"):
