@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce bench bench-strategies clean
+.PHONY: demo test test-fast check parity claims reproduce bench bench-models bench-strategies clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -51,6 +51,9 @@ $(REPRODUCE): reproduce-%: .venv/demo
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py
+
+bench-models: .venv/bench
+	$(BIN)/python benchmarks/models.py
 
 bench-strategies: .venv/bench .venv-avalanche/made
 	$(BIN)/python benchmarks/strategies.py

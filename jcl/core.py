@@ -112,6 +112,8 @@ def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
     """The part itself, or an optax transformation as a strategy named "optax"."""
     if isinstance(part, Strategy):
         return part
+    if isinstance(part, optax.MultiSteps):
+        part = part.gradient_transformation()
     if not isinstance(part, optax.GradientTransformation):
         raise InputError(
             f"{part!r} is neither a strategy nor an optax transformation: did you pass the "
@@ -147,6 +149,15 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
 
     Everything flows from left to right: left of the optimizer a part edits gradients, right of it
     the step.
+
+    Gradients of several batches are accumulated by `optax.MultiSteps` around the optimizer: the
+    steps between are zero, and a loss that is a mean over equally many targets has the step of the
+    large batch. What acts on the mean gradient, such as clipping, stands inside. A learning rate
+    that follows the progress of the task stands behind:
+    `chain(optax.MultiSteps(optax.scale_by_adam(), 4), scheduled(optax.scale_by_learning_rate,
+    cosine(1e-3)), si(0.1))`. Progress counts batches, not updates; with `per_task` around it,
+    what is accumulated at a boundary is dropped. A path such as that of SI takes the gradient of
+    the last batch for that of all, which is right on average.
 
     Raises:
         InputError: there is no part; one that edits the step stands left of an optax

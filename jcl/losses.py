@@ -4,8 +4,13 @@ A loss is (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"};
 number per example. Without targets in the batch (predict) the scalar is 0 and aux has only the
 logits. The logits are returned lazily: XLA drops them where no strategy reads them. Where the batch
 holds an attention_mask [batch, length] (1 where a token counts, 0 at padding), apply gets it.
+
+The losses and measures of language models take a `chunk`: the logits of so many tokens stand in
+memory at once, forward and backward, instead of all of them. At 50,257 tokens of vocabulary those
+of a batch of 16 x 512 take 1.6 GB, and their gradient as much again.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jcl import checks
 from jcl.errors import InputError
 
 Apply = Callable[..., jax.Array]
@@ -35,22 +41,33 @@ class Measure(NamedTuple):
     function: Callable[[Any, dict[str, Any]], tuple[jax.Array, jax.Array]]
 
 
-def causal_lm(apply: Apply) -> LossFn:
+def causal_lm(model: Any, *, chunk: int | None = None) -> LossFn:
     """Mean cross-entropy, in nats, over the counted targets of a batch of blocks.
 
     Args:
-        apply: (params, inputs [batch, length], key) -> logits [batch, length, vocab].
+        model: its apply, (params, inputs [batch, length], key) -> logits [batch, length, vocab];
+            with a chunk the model itself, since its features and head are needed.
+        chunk: how many tokens' logits stand in memory at once, such as 1024: positions of all
+            examples of the batch, at least one. The backward pass computes them again. None is
+            all of them.
 
     The batch holds inputs and targets [batch, length], targets already shifted, and may hold a
     mask of the same shape (1 where the target counts). An example's loss is the mean over its own
     counted targets.
+
+    Raises:
+        InputError: there is a chunk, and what is given has no features or no head.
+
+    >>> import jcl
+    >>> model = jcl.models.gpt2("small")
+    >>> loss_fn = jcl.losses.causal_lm(model, chunk=1024)
     """
+    by_token = _by_token("causal_lm", model, chunk)
 
     def loss_fn(params, batch, key):
-        logits = outputs(apply, params, batch, key)
-        if "targets" not in batch:
+        logits, losses = by_token(params, batch, key)
+        if losses is None:
             return jnp.zeros(()), {"logits": logits}
-        losses = cross_entropy(logits, batch["targets"])
         mask = _mask(batch, losses)
         each = (losses * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
         loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
@@ -59,20 +76,22 @@ def causal_lm(apply: Apply) -> LossFn:
     return loss_fn
 
 
-def masked_lm(apply: Apply) -> LossFn:
+def masked_lm(model: Any, *, chunk: int | None = None) -> LossFn:
     """Mean cross-entropy, in nats, over the masked positions of a batch of texts.
 
     Args:
-        apply: (params, inputs [batch, length], key) -> logits [batch, length, vocab].
+        model: as in `causal_lm`.
+        chunk: as in `causal_lm`.
 
     The batch holds inputs, with some tokens hidden, targets [batch, length], the tokens at the same
     places, and a mask of the same shape: 1 at the places that are predicted. An example's loss is
     the mean over its own. Devlin et al. 2019, section 3.1.
 
     Raises:
-        InputError: the batch has targets but no mask.
+        InputError: the batch has targets but no mask; or as in `causal_lm`.
     """
-    per_token = causal_lm(apply)
+    _by_token("masked_lm", model, chunk)  # for its checks
+    per_token = causal_lm(model, chunk=chunk)
 
     def loss_fn(params, batch, key):
         if "targets" in batch and "mask" not in batch:
@@ -111,17 +130,19 @@ def classify(apply: Apply) -> LossFn:
     return loss_fn
 
 
-def bits_per_byte(apply: Apply, bytes_per_token: np.ndarray) -> Measure:
+def bits_per_byte(model: Any, bytes_per_token: np.ndarray, *, chunk: int | None = None) -> Measure:
     """Bits needed for the counted targets, specials included, per byte of their text.
 
     Args:
-        apply: as in `causal_lm`.
+        model: as in `causal_lm`.
         bytes_per_token: [vocab], the length in bytes of each token's text; 0 for specials.
+        chunk: as in `causal_lm`.
     """
+    by_token = _by_token("bits_per_byte", model, chunk)
     table = np.asarray(bytes_per_token, np.float32)
 
     def function(params, batch):
-        losses = cross_entropy(outputs(apply, params, batch, None), batch["targets"])
+        _, losses = by_token(params, batch, None)
         mask = _mask(batch, losses)
         bits = (losses * mask).sum() / jnp.log(2.0)
         return bits, (jnp.asarray(table)[batch["targets"]] * mask).sum()
@@ -166,6 +187,62 @@ def mask_labels(
 ) -> Float[Array, "batch classes"]:
     """The logits, very negative where the mask is 0."""
     return logits if label_mask is None else jnp.where(label_mask > 0, logits, -1e9)
+
+
+def _by_token(call: str, model: Any, chunk: int | None) -> Callable[..., Any]:
+    """(params, batch, key) -> logits [batch, length, vocab], losses [batch, length]; the losses are
+    None where the batch has no targets."""
+    if chunk is None:
+        apply = getattr(model, "apply", model)
+
+        def whole(params, batch, key):
+            logits = outputs(apply, params, batch, key)
+            targets = batch.get("targets")
+            return logits, None if targets is None else cross_entropy(logits, targets)
+
+        return whole
+    tokens = checks.whole(call, "chunk", chunk)
+    if getattr(model, "features", None) is None or getattr(model, "head", None) is None:
+        raise InputError(
+            f"{call}(chunk={chunk}): the logits are made chunk by chunk from the model's features "
+            "and head, which what you gave has not: give the model itself rather than its apply, "
+            "and for a model without a head of tokens leave out the chunk."
+        )
+
+    def chunked(params, batch, key):
+        hidden = outputs(model.features, params, batch, key)
+        logits = model.head(params, hidden, key)  # in full, only where somebody reads them
+        if "targets" not in batch:
+            return logits, None
+        head = functools.partial(model.head, params)
+        return logits, _chunked_cross_entropy(head, hidden, batch["targets"], key, tokens)
+
+    return chunked
+
+
+def _chunked_cross_entropy(head, hidden, targets, key, tokens):
+    """The cross-entropy of head(hidden, key), [batch, length], of as many positions at a time as
+    come to that many tokens."""
+    # Cut along the length, so that a batch which lies on several devices stays where it is.
+    batch, length = targets.shape
+    number = -(-length // max(tokens // batch, 1))
+    size = -(-length // number)
+
+    def cut(array):
+        padding = [(0, 0)] * array.ndim
+        padding[1] = (0, number * size - length)
+        array = jnp.pad(array, padding).reshape(batch, number, size, *array.shape[2:])
+        return jnp.moveaxis(array, 1, 0)
+
+    # The loop keeps XLA from seeing that the backward pass computes the logits again.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def one(each):
+        hidden, targets, index = each
+        own = None if key is None else jax.random.fold_in(key, index)
+        return cross_entropy(head(hidden, own), targets)
+
+    losses = jax.lax.map(one, (cut(hidden), cut(targets), jnp.arange(number)))
+    return jnp.moveaxis(losses, 0, 1).reshape(batch, -1)[:, :length]
 
 
 def _mask(batch: dict[str, Any], losses: jax.Array) -> jax.Array:

@@ -165,7 +165,9 @@ def test_bfloat16_params():
     apply, params = made(CONFIG)
     rough = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
     logits, exact = apply(rough, INPUTS), apply(params, INPUTS)
-    assert logits.dtype == jnp.bfloat16
+    assert logits.dtype == jnp.float32  # of rounded params, but not rounded themselves
+    widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), rough)
+    np.testing.assert_array_equal(logits, apply(widened, INPUTS))
     assert 1e-4 < jnp.abs(logits - exact).max() / jnp.abs(exact).max() < 0.05
 
 

@@ -3,10 +3,24 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import jcl
 from jcl import InputError
 from jcl.losses import accuracy, bits_per_byte, causal_lm, classify, masked_lm
+from jcl.models import (
+    BertConfig,
+    GPT2Config,
+    LlamaConfig,
+    Precision,
+    bert,
+    gpt2,
+    llama,
+    lora,
+    module_dropout,
+    prompts,
+)
 
 LOG = np.log
 # Two blocks of two targets over three tokens, as probabilities.
@@ -133,3 +147,131 @@ def test_an_own_target_is_never_masked_in_the_loss():
     assert aux["logits"][0, 2] < -1e8
     shown = loss_fn({}, {**batch, "targets": jnp.array([0])}, None)[0]
     np.testing.assert_allclose(shown, jnp.log(jnp.exp(1.0) + jnp.exp(2.0)) - 1.0, rtol=1e-6)
+
+
+TOKENS = jax.random.randint(jax.random.key(0), (3, 11), 1, 61)
+SMALL = {"positions": 16, "width": 8, "layers": 1, "heads": 2}
+LANGUAGE_MODELS = {
+    "gpt2": lambda: gpt2(GPT2Config(61, dropout=0.5, **SMALL)),
+    "llama": lambda: llama(LlamaConfig(61, inner=8, **SMALL)),
+    "llama tied": lambda: llama(LlamaConfig(61, inner=8, tied=True, **SMALL)),
+    "bert": lambda: bert(BertConfig(61, inner=8, **SMALL)),
+    "lora": lambda: lora(
+        llama(LlamaConfig(61, inner=8, **SMALL)), rank=2, alpha=2.0, where=("*attn*", "lm_head")
+    ),
+    "prompts": lambda: prompts(gpt2, GPT2Config(61, dropout=0.5, **SMALL), length=3),
+    "module dropout": lambda: module_dropout(gpt2(GPT2Config(61, **SMALL)), {"h_0/*": 0.5}),
+    "bfloat16": lambda: gpt2(
+        GPT2Config(61, precision=Precision("bfloat16", "bfloat16"), remat=True, **SMALL)
+    ),
+}
+
+
+def language_batch(**more):
+    mask = jax.random.bernoulli(jax.random.key(3), 0.6, TOKENS.shape)
+    attention_mask = jnp.ones(TOKENS.shape).at[0, 8:].set(0)
+    return {"inputs": TOKENS, "targets": jnp.roll(TOKENS, -1, axis=1), "mask": mask,
+            "attention_mask": attention_mask, **more}  # fmt: skip
+
+
+def perturbed(model):
+    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(1)))
+    noise = [
+        leaf + 0.3 * jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype)
+        for number, leaf in enumerate(leaves)
+    ]
+    return tree.unflatten(noise)
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+@pytest.mark.parametrize("chunk", [1, 12, 1000], ids="{} tokens".format)
+def test_a_loss_in_chunks_is_the_loss(name, chunk):
+    model = LANGUAGE_MODELS[name]()
+    params, batch, key = perturbed(model), language_batch(), jax.random.key(2)
+    tolerance = 1e-2 if name == "bfloat16" else 1e-5
+    for make in (causal_lm, masked_lm):
+        whole, chunked = (
+            jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch, key)
+            for loss_fn in (make(model.apply), make(model, chunk=chunk))
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(
+                a.astype(jnp.float32), b.astype(jnp.float32), rtol=tolerance, atol=tolerance
+            ),
+            chunked, whole,
+        )  # fmt: skip
+        if make is causal_lm:
+            unlabelled = {name: leaf for name, leaf in batch.items() if name != "targets"}
+            loss, aux = make(model, chunk=chunk)(params, unlabelled, None)
+            assert float(loss) == 0
+            assert list(aux) == ["logits"]
+    measures = [
+        bits_per_byte(given, np.ones(61), chunk=size).function(params, batch)
+        for given, size in ((model.apply, None), (model, chunk))
+    ]
+    np.testing.assert_allclose(*measures, rtol=tolerance)
+
+
+def test_a_model_may_stand_for_its_apply():
+    model = LANGUAGE_MODELS["gpt2"]()
+    losses = [
+        make(given)(perturbed(model), language_batch(), None)[0]
+        for make in (causal_lm, masked_lm)
+        for given in (model, model.apply)
+    ]
+    assert len(set(map(float, losses))) == 1
+
+
+def temporary(step, *arguments):
+    return jax.jit(step).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_logits_never_stand_whole_in_memory():
+    """Unless a strategy reads them: here DER's memory of the largest."""
+    vocab, tokens = 20_000, jnp.zeros((2, 64), jnp.int32)
+    logits = 4 * tokens.size * vocab
+    model = gpt2(GPT2Config(vocab, positions=64, width=8, layers=1, heads=2, dropout=0.0))
+    batch = {"inputs": tokens, "targets": tokens}
+    params = jax.jit(model.init)(jax.random.key(0))
+
+    def needed(loss_fn, *parts):
+        learner = jcl.learner(loss_fn, jcl.chain(*parts, optax.sgd(0.1)))
+        return temporary(learner.step, learner.init(jax.random.key(1), params, batch), batch)
+
+    chunked = causal_lm(model, chunk=8)
+    assert needed(causal_lm(model.apply)) > logits
+    assert needed(chunked) < 0.8 * logits
+    assert needed(chunked, jcl.der(4, 2, 0.5, top=4)) > logits
+    measure = bits_per_byte(model, np.ones(vocab), chunk=8)
+    assert temporary(measure.function, params, batch) < 0.3 * logits
+    learner = jcl.learner(chunked, optax.sgd(0.1))
+    state = learner.init(None, params, batch)
+    assert temporary(learner.evaluate, state, batch) < 0.3 * logits
+
+
+def test_logits_read_by_a_strategy_are_those_of_the_model():
+    model = LANGUAGE_MODELS["gpt2"]()
+    params, results = perturbed(model), []
+    for loss_fn in (causal_lm(model.apply), causal_lm(model, chunk=4)):
+        learner = jcl.learner(loss_fn, jcl.chain(jcl.lwf(1.0), jcl.ewc(1.0), optax.sgd(0.1)))
+        state = learner.init(None, params, language_batch())
+        stacked = jax.tree.map(lambda leaf: leaf[None], language_batch())
+        state = jax.jit(learner.consolidate)(jax.jit(learner.step)(state, language_batch())[0],
+                                             stacked)  # fmt: skip
+        results.append(jax.jit(learner.step)(state, language_batch())[0].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *results)
+
+
+def test_what_a_chunk_needs():
+    model = LANGUAGE_MODELS["gpt2"]()
+    for make in (
+        causal_lm,
+        masked_lm,
+        lambda given, chunk: bits_per_byte(given, np.ones(61), chunk=chunk),
+    ):
+        with pytest.raises(InputError, match=r"chunk=8.*give the model itself"):
+            make(model.apply, chunk=8)
+        with pytest.raises(InputError, match="chunk=0"):
+            make(model, chunk=0)
+    with pytest.raises(InputError, match="without a head of tokens"):
+        causal_lm(bert(BertConfig(61, inner=8, head="features", **SMALL)), chunk=8)

@@ -11,6 +11,7 @@ from jcl.models.lora import lora, merge_lora
 from jcl.models.mlp import MLPConfig, mlp
 from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
+from jcl.models.precision import Precision
 from jcl.models.prompts import prompts
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "LlamaConfig",
     "MLPConfig",
     "Model",
+    "Precision",
     "Rope",
     "adapters",
     "bert",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.models import wrapping
+from jcl.models import precision, wrapping
 from jcl.models.model import Model
 
 
@@ -54,8 +54,8 @@ def adapters(model: Model, width: int, where: str | Sequence[str] = ("*/attn", "
     def change(params, path, x, output, key):
         if path not in paths:
             return output
-        own = wrapping.at(params["adapters"], path)
-        hidden = jax.nn.gelu(output @ own["down"] + own["down_bias"])
-        return output + hidden @ own["up"] + own["up_bias"]
+        own, types = wrapping.at(params["adapters"], path), precision.of(model)
+        hidden = precision.matmul(output, own["down"], types) + own["down_bias"]
+        return output + precision.matmul(jax.nn.gelu(hidden), own["up"], types) + own["up_bias"]
 
     return wrapping.extended(wrapping.changed(model, change, "adapters"), "adapters", make)

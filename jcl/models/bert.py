@@ -4,6 +4,7 @@ One encoder with blocks of attention and MLP, each behind a residual sum and a l
 families differ in positions, token types and heads. Kernels are [in, out].
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from jcl import checks
 from jcl.errors import InputError
-from jcl.models import wrapping
-from jcl.models.layers import Dense, LayerNorm, dropout, gelu, gelu_tanh, split
+from jcl.models import precision, wrapping
+from jcl.models.layers import Alone, Dense, LayerNorm, dropout, gelu, gelu_tanh, run, split
 from jcl.models.model import Model, Tensor
+from jcl.models.precision import FLOAT32, Precision, einsum, matmul_transposed
 
 _ACTIVATIONS = {"gelu": gelu, "gelu_new": gelu_tanh, "relu": nn.relu}
 
@@ -48,6 +50,8 @@ class BertConfig:
         family: "bert", "roberta" or "distilbert".
         padding: the token that fills up short inputs. RoBERTa gives positions to the others alone;
             in the other families it is only kept for Hugging Face.
+        precision: types of the params and products.
+        remat: keep only what enters a block for the backward pass, which computes the rest again.
     """
 
     vocab_size: int = 30522
@@ -65,6 +69,8 @@ class BertConfig:
     activation: str = "gelu"
     family: str = "bert"
     padding: int = 0
+    precision: Precision = FLOAT32
+    remat: bool = False
 
     def __post_init__(self):
         for field in ("vocab_size", "positions", "width", "layers", "heads", "inner", "classes"):
@@ -78,6 +84,7 @@ class BertConfig:
             )
         checks.number("BertConfig", "dropout", self.dropout, "[0, 1)")
         checks.number("BertConfig", "epsilon", self.epsilon, "(0, 1)")
+        precision.check("BertConfig", self)
         checks.one_of("BertConfig", "head", self.head, ("masked_lm", "classes", "features"))
         checks.one_of("BertConfig", "pooling", self.pooling, ("first", "mean"))
         checks.one_of("BertConfig", "activation", self.activation, tuple(_ACTIVATIONS))
@@ -109,7 +116,8 @@ def bert(config: BertConfig) -> Model:
     module = Bert(config)
 
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, 1), jnp.int32), None, None)["params"]
+        params = module.init(key, jnp.zeros((1, 1), jnp.int32), None, None)["params"]
+        return precision.cast(params, config.precision)
 
     def apply(
         params: Any,
@@ -133,7 +141,16 @@ def bert(config: BertConfig) -> Model:
         assert isinstance(hidden, jax.Array)
         return hidden
 
-    return Model(init, apply, config, features)
+    def head(
+        params: Any, hidden: Float[Array, "*rows width"], key: jax.Array | None = None
+    ) -> Float[Array, "*rows vocab"]:
+        rows, words = hidden.reshape(-1, config.width), params["embeddings"]["word_embeddings"]
+        predictions = Alone(functools.partial(Predictions, config, name="predictions"))
+        logits = predictions.apply({"params": params}, rows, words)
+        assert isinstance(logits, jax.Array)
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    return Model(init, apply, config, features, head if config.head == "masked_lm" else None)
 
 
 class Embeddings(nn.Module):
@@ -156,7 +173,7 @@ class Embeddings(nn.Module):
         if config.family == "roberta":
             real = (inputs != config.padding).astype(jnp.int32)
             places = config.padding + jnp.cumsum(real, axis=1) * real
-        x = self.words[inputs] + self.places[places]
+        x = self.words[inputs].astype(jnp.float32) + self.places[places].astype(jnp.float32)
         if self.types is not None:
             x = x + self.types[0]
         return dropout(self.norm(x.reshape(-1, config.width)), config.dropout, key)
@@ -172,7 +189,7 @@ class Attention(nn.Module):
 
         def heads(name):
             return (
-                Dense(width, name=name)(x)
+                Dense(width, precision=config.precision, name=name)(x)
                 .reshape(rows // length, length, config.heads, width // config.heads)
                 .transpose(0, 2, 1, 3)
             )
@@ -181,16 +198,17 @@ class Attention(nn.Module):
         # As in GPT-2: heads lead, the keys' positions come last, and the weights are divided by
         # their sum after the product with the values.
         keys, values = (heads(name).transpose(0, 1, 3, 2) for name in ("key", "value"))
-        scores = jnp.einsum("bhqd,bhdk->bhqk", query, keys)
+        scores = einsum("bhqd,bhdk->bhqk", query, keys, config.precision)
         if mask is not None:
             scores = jnp.where(mask[:, None, None, :] > 0, scores, -1e9)
         largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
         weights = jnp.exp(scores - largest)
         total = weights.sum(axis=-1, keepdims=True)
         weights = dropout(weights, config.dropout, key_weights)
-        out = jnp.einsum("bhqk,bhdk->bhqd", weights, values) / total
+        out = einsum("bhqk,bhdk->bhqd", weights, values, config.precision) / total
         out = out.transpose(0, 2, 1, 3).reshape(rows, width)
-        return dropout(Dense(width, name="output")(out), config.dropout, key_out)
+        out = Dense(width, precision=config.precision, name="output")(out)
+        return dropout(out, config.dropout, key_out)
 
 
 class MLP(nn.Module):
@@ -199,8 +217,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x, key):
         config = self.config
-        hidden = _ACTIVATIONS[config.activation](Dense(config.inner, name="intermediate")(x))
-        return dropout(Dense(config.width, name="output")(hidden), config.dropout, key)
+        hidden = Dense(config.inner, precision=config.precision, name="intermediate")(x)
+        hidden = _ACTIVATIONS[config.activation](hidden)
+        out = Dense(config.width, precision=config.precision, name="output")(hidden)
+        return dropout(out, config.dropout, key)
 
 
 class Layer(nn.Module):
@@ -226,9 +246,11 @@ class Predictions(nn.Module):
         config = self.config
         # RoBERTa's head has its own activation, whatever the MLPs'.
         activation = "gelu" if config.family == "roberta" else config.activation
-        hidden = _ACTIVATIONS[activation](Dense(config.width, name="transform")(hidden))
+        hidden = Dense(config.width, precision=config.precision, name="transform")(hidden)
+        hidden = _ACTIVATIONS[activation](hidden)
         hidden = LayerNorm(config.epsilon, name="LayerNorm")(hidden)
-        return hidden @ words.T + self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+        bias = self.param("bias", nn.initializers.zeros, (config.vocab_size,))
+        return matmul_transposed(hidden, words, config.precision) + bias
 
 
 class Bert(nn.Module):
@@ -253,7 +275,8 @@ class Bert(nn.Module):
         embeddings = Embeddings(config, name="embeddings")
         x = embeddings(inputs, key_embedding)
         for layer in range(config.layers):
-            x = Layer(config, name=f"layer_{layer}")(x, length, mask, keys[layer])
+            block = Layer(config, name=f"layer_{layer}")
+            x = run(config.remat, block, x, length, mask, keys[layer])
         hidden = x.reshape(batch, length, config.width)
         if config.head == "masked_lm":
             if not head:
@@ -265,7 +288,9 @@ class Bert(nn.Module):
         if config.head == "features":
             return hidden if head else pooled
         pooled = dropout(pooled, config.dropout, key_pooled)
-        return Dense(config.classes, name="classifier")(pooled) if head else pooled
+        if not head:
+            return pooled
+        return Dense(config.classes, precision=config.precision, name="classifier")(pooled)
 
     def pool(self, hidden, mask):
         config = self.config
@@ -277,8 +302,12 @@ class Bert(nn.Module):
         if config.family == "distilbert":
             if config.head == "features":
                 return first
-            return nn.relu(Dense(config.width, name="pooler")(first))
-        return jnp.tanh(Dense(config.width, name="pooler")(first))
+            return nn.relu(_pooler(config)(first))
+        return jnp.tanh(_pooler(config)(first))
+
+
+def _pooler(config):
+    return Dense(config.width, precision=config.precision, name="pooler")
 
 
 def _first_position(config: BertConfig) -> int:

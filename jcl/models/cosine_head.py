@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.models import wrapping
+from jcl.models import precision, wrapping
 from jcl.models.model import Model
 
 
@@ -35,7 +35,7 @@ def cosine_head(model: Model, where: str = "head", *, scale: float = 16.0) -> Mo
         if path not in paths:
             return output
         columns = _direction(wrapping.at(params, path)["kernel"], axis=0)
-        return scale * _direction(x, axis=-1) @ columns
+        return precision.matmul(scale * _direction(x, axis=-1), columns, precision.of(model))
 
     return wrapping.changed(model, change)
 

@@ -141,9 +141,7 @@ def _filtered(logits, temperature, top_k, top_p):
     return logits
 
 
-@functools.partial(
-    jax.jit, static_argnames=("apply", "decode", "cache", "steps", "top_k")
-)
+@functools.partial(jax.jit, static_argnames=("apply", "decode", "cache", "steps", "top_k"))
 def _generate(
     apply: Callable[..., Any],
     decode: Callable[..., Any] | None,

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
+from jcl.models import precision
 from jcl.models.attention import (
     Slots,
     cached_attention,
@@ -23,8 +24,9 @@ from jcl.models.attention import (
     next_slots,
     places,
 )
-from jcl.models.layers import Dense, LayerNorm, dropout, gelu_tanh, split
+from jcl.models.layers import Dense, LayerNorm, dropout, gelu_tanh, run, split
 from jcl.models.model import Model, Tensor, setting
+from jcl.models.precision import FLOAT32, Precision, matmul_transposed
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class GPT2Config:
         heads: of every attention.
         dropout: rate after the embedding, the attention weights and both branches of a block.
         epsilon: of the layer norms.
+        precision: types of the params and products.
+        remat: keep only what enters a block for the backward pass, which computes the rest again.
     """
 
     vocab_size: int = 50257
@@ -48,6 +52,8 @@ class GPT2Config:
     heads: int = 12
     dropout: float = 0.1
     epsilon: float = 1e-5
+    precision: Precision = FLOAT32
+    remat: bool = False
 
     def __post_init__(self):
         for field in ("vocab_size", "positions", "width", "layers", "heads"):
@@ -58,6 +64,7 @@ class GPT2Config:
                 "of the heads."
             )
         checks.number("GPT2Config", "dropout", self.dropout, "[0, 1)")
+        precision.check("GPT2Config", self)
 
 
 GPT2_SIZES = {
@@ -86,7 +93,8 @@ def gpt2(config: GPT2Config | str) -> Model:
     module = GPT2(config)
 
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, 1), jnp.int32), None)["params"]
+        params = module.init(key, jnp.zeros((1, 1), jnp.int32), None)["params"]
+        return precision.cast(params, config.precision)
 
     def apply(
         params: Any,
@@ -110,9 +118,14 @@ def gpt2(config: GPT2Config | str) -> Model:
         assert isinstance(hidden, jax.Array)
         return hidden
 
+    def head(
+        params: Any, hidden: Float[Array, "*rows width"], key: jax.Array | None = None
+    ) -> Float[Array, "*rows vocab"]:
+        return matmul_transposed(hidden, params["wte"], config.precision)
+
     attentions = [f"h_{layer}/attn" for layer in range(config.layers)]
     cached = decoding(module, attentions, config.heads, config.width // config.heads)
-    return Model(init, apply, config, features, **cached)
+    return Model(init, apply, config, features, head, **cached)
 
 
 # What Hugging Face's GPT-2 keeps beside the parameters: causal masks, and the head's copy of the
@@ -194,7 +207,7 @@ class Attention(nn.Module):
     def __call__(self, x, length, key, mask):
         config, (rows, width) = self.config, x.shape
         key_weights, key_out = split(key, 2)
-        mixed = Dense(3 * width, 0.02, name="c_attn")(x)
+        mixed = Dense(3 * width, 0.02, config.precision, name="c_attn")(x)
         mixed = mixed.reshape(rows // length, length, 3, config.heads, width // config.heads)
         # Heads lead and the keys' positions come last, so that every product, in the backward pass
         # too, is a batched matmul of the order a CPU is fastest at.
@@ -205,9 +218,11 @@ class Attention(nn.Module):
             keys, values = keys.swapaxes(2, 3), values.swapaxes(2, 3)
             out = cached_attention(self, query, keys, values, mask)
         else:
-            out = causal_attention(query, keys, values, mask, config.dropout, key_weights)
+            out = causal_attention(
+                query, keys, values, mask, config.dropout, key_weights, precision=config.precision
+            )
         out = out.transpose(0, 2, 1, 3).reshape(rows, width)
-        out = Dense(width, _residual_scale(config), name="c_proj")(out)
+        out = Dense(width, _residual_scale(config), config.precision, name="c_proj")(out)
         return dropout(out, config.dropout, key_out)
 
 
@@ -216,9 +231,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x, key):
-        hidden = gelu_tanh(Dense(4 * x.shape[-1], 0.02, name="c_fc")(x))
-        out = Dense(x.shape[-1], _residual_scale(self.config), name="c_proj")(hidden)
-        return dropout(out, self.config.dropout, key)
+        config, width = self.config, x.shape[-1]
+        hidden = gelu_tanh(Dense(4 * width, 0.02, config.precision, name="c_fc")(x))
+        out = Dense(width, _residual_scale(config), config.precision, name="c_proj")(hidden)
+        return dropout(out, config.dropout, key)
 
 
 class Block(nn.Module):
@@ -252,14 +268,17 @@ class GPT2(nn.Module):
         wte = self.param("wte", initializer, (config.vocab_size, config.width))
         wpe = self.param("wpe", initializer, (config.positions, config.width))
         key_embedding, *keys = split(key, 1 + config.layers)
-        x = wte[inputs] + (wpe[:length] if mask is None else wpe[places(mask)])
+        place = wpe[:length] if mask is None else wpe[places(mask)]
+        x = wte[inputs].astype(jnp.float32) + place.astype(jnp.float32)
         x = dropout(x.reshape(batch * length, config.width), config.dropout, key_embedding)
         for layer in range(config.layers):
-            x = Block(config, name=f"h_{layer}")(x, length, keys[layer], mask)
+            block = Block(config, name=f"h_{layer}")
+            x = run(config.remat and not cached, block, x, length, keys[layer], mask)
         if cached:
             x, length = x.reshape(batch, length, -1)[:, -1], 1
         x = LayerNorm(config.epsilon, name="ln_f")(x)
-        return (x @ wte.T if head else x).reshape(batch, length, -1)
+        x = matmul_transposed(x, wte, config.precision) if head else x
+        return x.reshape(batch, length, -1)
 
 
 def _residual_scale(config: GPT2Config) -> float:

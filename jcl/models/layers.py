@@ -1,12 +1,15 @@
 """The layers that several families share."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+
+from jcl.models.precision import FLOAT32, Precision, matmul
 
 
 class Dense(nn.Module):
@@ -15,13 +18,15 @@ class Dense(nn.Module):
 
     features: int
     scale: float = 0.02
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param(
             "kernel", nn.initializers.normal(self.scale), (x.shape[-1], self.features)
         )
-        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        return matmul(x, kernel, self.precision) + bias
 
 
 class LayerNorm(nn.Module):
@@ -90,6 +95,24 @@ def _gelu_backward(x, gradient):
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+class Alone(nn.Module):
+    """One module without its model, under the name that it has there, by which wrappers know it."""
+
+    make: Callable[[], nn.Module]
+
+    @nn.compact
+    def __call__(self, *inputs):
+        return self.make()(*inputs)
+
+
+def run(remat: bool, block: Any, x: jax.Array, *rest: Any) -> jax.Array:
+    """block(x, *rest); with remat the backward pass holds x alone and runs the block again."""
+    if not remat:
+        return block(x, *rest)
+    # Not nn.remat(Block), whose class would pass through an interceptor of its calls twice.
+    return nn.remat(lambda block, x: block(x, *rest))(block, x)
 
 
 def split(key: jax.Array | None, number: int) -> list[Any]:

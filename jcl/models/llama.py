@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
+from jcl.models import precision
 from jcl.models.attention import (
     Slots,
     cached_attention,
@@ -25,8 +26,9 @@ from jcl.models.attention import (
     next_slots,
     places,
 )
-from jcl.models.layers import split
+from jcl.models.layers import Alone, run, split
 from jcl.models.model import Model, Tensor, setting
+from jcl.models.precision import FLOAT32, Precision, matmul, matmul_transposed
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,8 @@ class LlamaConfig:
         rope: see `Rope`.
         dropout: rate on the attention weights.
         epsilon: of the norms.
+        precision: types of the params and products.
+        remat: keep only what enters a block for the backward pass, which computes the rest again.
     """
 
     vocab_size: int = 32000
@@ -112,6 +116,8 @@ class LlamaConfig:
     rope: Rope = Rope()
     dropout: float = 0.0
     epsilon: float = 1e-6
+    precision: Precision = FLOAT32
+    remat: bool = False
 
     def __post_init__(self):
         def refuse(why):
@@ -141,6 +147,7 @@ class LlamaConfig:
         if self.whole_layers and (self.family != "qwen2" or self.window is None):
             refuse("whole_layers is for Qwen2 with a window")
         checks.number("LlamaConfig", "dropout", self.dropout, "[0, 1)")
+        precision.check("LlamaConfig", self)
 
 
 CLASSES = {
@@ -163,7 +170,8 @@ def llama(config: LlamaConfig) -> Model:
     module = Llama(config)
 
     def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, 1), jnp.int32), None)["params"]
+        params = module.init(key, jnp.zeros((1, 1), jnp.int32), None)["params"]
+        return precision.cast(params, config.precision)
 
     def apply(
         params: Any,
@@ -187,9 +195,20 @@ def llama(config: LlamaConfig) -> Model:
         assert isinstance(hidden, jax.Array)
         return hidden
 
+    def head(
+        params: Any, hidden: Float[Array, "*rows width"], key: jax.Array | None = None
+    ) -> Float[Array, "*rows vocab"]:
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        if config.tied:
+            logits = matmul_transposed(rows, params["embed_tokens"], config.precision)
+        else:
+            logits = Alone(functools.partial(_lm_head, config)).apply({"params": params}, rows)
+        assert isinstance(logits, jax.Array)
+        return logits.reshape(*hidden.shape[:-1], -1)
+
     attentions = [f"layers_{layer}/self_attn" for layer in range(config.layers)]
     cached = decoding(module, attentions, config.key_value_heads, config.head_width)
-    return Model(init, apply, config, features, **cached)
+    return Model(init, apply, config, features, head, **cached)
 
 
 # What Hugging Face's checkpoints may hold beside the parameters: the frequencies of the rotation,
@@ -354,13 +373,15 @@ class Linear(nn.Module):
 
     features: int
     bias: bool = False
+    precision: Precision = FLOAT32
 
     @nn.compact
     def __call__(self, x):
         kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features))
+        mixed = matmul(x, kernel, self.precision)
         if not self.bias:
-            return x @ kernel
-        return x @ kernel + self.param("bias", nn.initializers.zeros, (self.features,))
+            return mixed
+        return mixed + self.param("bias", nn.initializers.zeros, (self.features,))
 
 
 class RMSNorm(nn.Module):
@@ -386,7 +407,7 @@ class Attention(nn.Module):
         bias, size = config.bias or config.family == "qwen2", config.head_width
 
         def heads(name, number):
-            mixed = Linear(number * size, bias, name=name)(x)
+            mixed = Linear(number * size, bias, config.precision, name=name)(x)
             return mixed.reshape(rows // length, length, number, size).transpose(0, 2, 1, 3)
 
         query = _turned(heads("q_proj", config.heads), turn) * size**-0.5
@@ -399,9 +420,11 @@ class Attention(nn.Module):
                 jnp.repeat(each.swapaxes(2, 3), config.heads // config.key_value_heads, axis=1)
                 for each in (keys, values)
             )
-            out = causal_attention(query, keys, values, mask, config.dropout, key, self.window)
+            out = causal_attention(
+                query, keys, values, mask, config.dropout, key, self.window, config.precision
+            )
         out = out.transpose(0, 2, 1, 3).reshape(rows, config.heads * size)
-        return Linear(width, config.bias, name="o_proj")(out)
+        return Linear(width, config.bias, config.precision, name="o_proj")(out)
 
 
 class MLP(nn.Module):
@@ -410,9 +433,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):
         config = self.config
-        gate = Linear(config.inner, config.inner_bias, name="gate_proj")(x)
-        up = Linear(config.inner, config.inner_bias, name="up_proj")(x)
-        return Linear(x.shape[-1], config.inner_bias, name="down_proj")(nn.silu(gate) * up)
+        options = {"bias": config.inner_bias, "precision": config.precision}
+        gate = Linear(config.inner, name="gate_proj", **options)(x)
+        up = Linear(config.inner, name="up_proj", **options)(x)
+        return Linear(x.shape[-1], name="down_proj", **options)(nn.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -446,20 +470,25 @@ class Llama(nn.Module):
         table = self.param(
             "embed_tokens", nn.initializers.normal(0.02), (config.vocab_size, config.width)
         )
-        x = table[inputs].reshape(batch * length, config.width)
+        x = table[inputs].astype(jnp.float32).reshape(batch * length, config.width)
         place = jnp.arange(length)[None] if mask is None else places(mask)
-        turn = tuple(part.astype(x.dtype) for part in _turns(config, place))
+        turn = _turns(config, place)
         for layer, key_layer in enumerate(split(key, config.layers)):
             window = None if layer < config.whole_layers else config.window
-            x = Block(config, window, name=f"layers_{layer}")(x, turn, key_layer, mask)
+            block = Block(config, window, name=f"layers_{layer}")
+            x = run(config.remat and not cached, block, x, turn, key_layer, mask)
         if cached:
             x, length = x.reshape(batch, length, -1)[:, -1], 1
         x = RMSNorm(config.epsilon, name="norm")(x)
         if head and config.tied:
-            x = x @ table.T
+            x = matmul_transposed(x, table, config.precision)
         elif head:
-            x = Linear(config.vocab_size, name="lm_head")(x)
+            x = _lm_head(config)(x)
         return x.reshape(batch, length, -1)
+
+
+def _lm_head(config):
+    return Linear(config.vocab_size, precision=config.precision, name="lm_head")
 
 
 def _turned(x, turn):

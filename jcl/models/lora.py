@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.models import wrapping
+from jcl.models import precision, wrapping
 from jcl.models.model import Model
 
 
@@ -27,7 +27,8 @@ def lora(
     Hu et al. 2021, section 4.1: A is normal with variance 1 / in, B zero, so that the model begins
     as it was. A B is never formed, since its gradient would cost what that of W costs. Pretrained
     params p go in by `{**model.init(key), **p}`. To train the adapters alone:
-    `chain(only("lora/*", adamw(...)), freeze("*", but="lora/*"))`.
+    `chain(only("lora/*", adamw(...)), freeze("*", but="lora/*"))`. The adapters are float32,
+    whatever the model's params are.
 
     Args:
         model: any model whose params hold 2-dimensional kernels, each under its module's path.
@@ -56,10 +57,10 @@ def lora(
         dense = wrapping.kernels(params)
 
         def one(path, key):
-            (inputs, outputs), dtype = dense[path].shape, dense[path].dtype
+            inputs, outputs = dense[path].shape
             return {
-                "a": jax.random.normal(key, (slots, inputs, rank), dtype) / inputs**0.5,
-                "b": jnp.zeros((slots, rank, outputs), dtype),
+                "a": jax.random.normal(key, (slots, inputs, rank)) / inputs**0.5,
+                "b": jnp.zeros((slots, rank, outputs)),
             }
 
         return wrapping.nested({path: one(path, key) for path, key in wrapping.keys(key, paths)})
@@ -69,8 +70,10 @@ def lora(
             return output
         own = wrapping.at(params["lora"], path)
         x = wrapping.dropout(x, dropout, key, f"lora/{path}")
-        inner = jnp.einsum("...i,sir->...sr", x, own["a"])
-        return output + alpha / rank * jnp.einsum("...sr,sro->...o", inner, own["b"])
+        types, rows = precision.of(model), x.reshape(-1, x.shape[-1])
+        inner = precision.einsum("ni,sir->nsr", rows, own["a"], types)
+        outer = precision.einsum("nsr,sro->no", inner, own["b"], types)
+        return output + alpha / rank * outer.reshape(output.shape)
 
     adapted = wrapping.extended(wrapping.changed(model, change, "lora"), "lora", make)
     return adapted._replace(lora_alpha=alpha)
@@ -91,6 +94,6 @@ def merge_lora(params: Any, alpha: float) -> Any:
         if own is None:
             return kernel
         product = jnp.einsum("sir,sro->io", own["a"], own["b"])
-        return kernel + alpha / own["a"].shape[-1] * product
+        return (kernel + alpha / own["a"].shape[-1] * product).astype(kernel.dtype)
 
     return jax.tree_util.tree_map_with_path(merge, base)

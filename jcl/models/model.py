@@ -18,6 +18,9 @@ class Model(NamedTuple):
         config: what it was made from.
         features: (params, inputs, key=None) -> what the head gets, [batch, ..., width]; for the
             methods that work on it.
+        head: (params, features [..., width], key=None) -> logits [..., vocab], of a language
+            model; for losses that hold the logits of a part of the tokens at a time. Then
+            apply(params, inputs, key) is head(params, features(params, inputs, key), key).
         lora_alpha: of its adapters, where `jcl.models.lora` made it; for who merges them.
         decode: (params, inputs, key=None, *, cache, attention_mask=None) -> logits of the token
             that follows the inputs [batch, vocab], and the cache with the inputs in it; None where
@@ -29,6 +32,7 @@ class Model(NamedTuple):
     apply: Callable[..., jax.Array]
     config: Any
     features: Callable[..., jax.Array] | None = None
+    head: Callable[..., jax.Array] | None = None
     lora_alpha: float | None = None
     decode: Callable[..., tuple[jax.Array, Any]] | None = None
     cache: Callable[[Any, int, int], Any] | None = None

@@ -103,9 +103,7 @@ def prompts(
         return around(wider.apply)(params, inputs, key, **rest)[..., :vocab]
 
     # The slots behind the inputs would stand in the way of what follows them in a cache.
-    model = model._replace(
-        apply=apply, features=around(wider.features), decode=None, cache=None
-    )
+    model = model._replace(apply=apply, features=around(wider.features), decode=None, cache=None)
     return wrapping.extended(model, "prompt", begin)
 
 

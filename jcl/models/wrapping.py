@@ -48,6 +48,7 @@ def changed(
     return model._replace(
         apply=around(model.apply),
         features=around(model.features),
+        head=model.head and around(model.head),
         decode=model.decode and around(model.decode),
     )
 
