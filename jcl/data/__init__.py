@@ -1,6 +1,6 @@
 """Streams of tasks: sources, batches, text, labelled texts, images, and what needs no network."""
 
-from jcl.data.arrays import Arrays, Chosen, blurry, fuzzy, labelled
+from jcl.data.arrays import Arrays, Chosen, blurry, encoded, fuzzy, labelled
 from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
@@ -45,6 +45,7 @@ __all__ = [
     "clinc150",
     "cumulative",
     "domains",
+    "encoded",
     "evaluation_batches",
     "fuzzy",
     "held",

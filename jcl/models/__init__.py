@@ -11,6 +11,7 @@ from jcl.models.mlp import MLPConfig, mlp
 from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
 from jcl.models.prompts import prompts
+from jcl.models.starting_from import starting_from
 
 __all__ = [
     "GPT2_SIZES",
@@ -32,5 +33,6 @@ __all__ = [
     "module_dropout",
     "prompts",
     "save_pretrained",
+    "starting_from",
     "tokenizer",
 ]
