@@ -24,7 +24,7 @@ from jcl.data.streams import (
     walk,
 )
 from jcl.data.text import Blocks, text_files, text_task
-from jcl.data.tokenization import ByteTokenizer, Tokenizer
+from jcl.data.tokenization import ByteTokenizer, PretrainedTokenizer, Tokenizer
 
 __all__ = [
     "Arrays",
@@ -34,6 +34,7 @@ __all__ = [
     "Chosen",
     "Concatenated",
     "Images",
+    "PretrainedTokenizer",
     "Source",
     "Stream",
     "Task",
