@@ -506,6 +506,8 @@ def save(path: str | os.PathLike[str], memory: Any) -> None:
 def starting_from(policy: Policy, path: str | os.PathLike[str]) -> Policy:
     """The policy, whose memory begins with what `save` has written rather than empty.
 
+    init(batch) = the arrays of the file.
+
     With the params that go with it (`jcl.models.starting_from`) a run goes on where another ended:
     `replay(starting_from(reservoir(1000), "memory.npz"), size=16)`. The draws of the first step are
     of it, and its count goes on, so that new items take the place of old ones as they would have.
@@ -554,10 +556,7 @@ def starting_from(policy: Policy, path: str | os.PathLike[str]) -> Policy:
                 "example that the other run had."
             )
         # numpy knows no bfloat16 and reads its bytes as nameless.
-        leaves = [
-            jnp.asarray(found[name].view(leaf.dtype) if found[name].dtype.kind == "V" else found[name])
-            for name, leaf in wanted.items()
-        ]
+        leaves = [jnp.asarray(found[name].view(leaf.dtype)) for name, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(empty), leaves)
 
     return policy._replace(init=init)

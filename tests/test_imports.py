@@ -34,7 +34,9 @@ ALLOWED = {
     "run": {
         "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
     },
-    "__main__": {"allocator", "checkpoint", "data", "memory", "models", "report", "run", "strategies"},
+    "__main__": {
+        "allocator", "checkpoint", "data", "memory", "models", "report", "run", "strategies",
+    },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "models", "probes",
         "strategies",

@@ -13,6 +13,8 @@ from jcl.models.model import Model
 def starting_from(model: Model, params: Any, *, fresh: str | Sequence[str] = ()) -> Model:
     """The model whose init gives these params, but for the fresh ones, drawn anew of the key.
 
+    init(key)[path] = params[path], or what the model's own init makes there where fresh matches.
+
     So a run begins with a checkpoint, and each seed with a head of its own:
     `starting_from(*from_pretrained(folder, head="classes", key=key), fresh="classifier/*")`.
     Wrap it afterwards (`lora`, `adapters`), so that what a wrapper adds is made by its own init.
