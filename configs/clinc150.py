@@ -91,9 +91,12 @@ def build(config: Config) -> jcl.Experiment:
         "best": lambda: (
             model,
             [
-                jcl.replay(memory, size, draw="balanced"),
+                jcl.slda_replay(
+                    model.features, classes, capacity=capacity, size=size, shrinkage=1e-2,
+                    head="classifier",
+                ),
+                optax.clip_by_global_norm(1.0),
                 *train(*body),
-                jcl.slda(model.features, classes, head="classifier"),
             ],
         ),
     }.get(config.method, lambda: (model, train(*body)))()  # fmt: skip

@@ -535,7 +535,7 @@ def starting_from(policy: Policy, path: str | os.PathLike[str]) -> Policy:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} is no memory that can be read ({error}): give a file that jcl.memory.save or "
             "`jcl memory` has written."

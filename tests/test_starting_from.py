@@ -18,9 +18,9 @@ TINY = Path(__file__).parent / "configs" / "tiny.py"
 def trained(policy, steps=3, params=None, batches=toy.batch):
     learner = jcl.learner(toy.loss_fn, jcl.chain(jcl.replay(policy, size=4), optax.sgd(0.1)))
     state = learner.init(jax.random.key(0), params or toy.params(), batches(0))
-    shown = []
+    step, shown = jax.jit(learner.step), []
     for number in range(steps):
-        state, metrics = jax.jit(learner.step)(state, batches(number))
+        state, metrics = step(state, batches(number))
         shown.append(metrics)
     return state, shown
 
