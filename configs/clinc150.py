@@ -57,7 +57,9 @@ def build(config: Config) -> jcl.Experiment:
         """Adam on these params and, at the head's rate, on the head; the others are held still."""
         adam = lambda peak: jcl.per_task(jcl.scheduled(optax.adam, jcl.cosine(peak, warmup=0.1)))
         parts = [jcl.only(trained, adam(peak)), jcl.only("classifier/*", adam(config.head_rate))]
-        rest = [] if "embeddings/*" in trained else [jcl.freeze("*", but=[*trained, "classifier/*"])]
+        rest = (
+            [] if "embeddings/*" in trained else [jcl.freeze("*", but=[*trained, "classifier/*"])]
+        )
         return [*parts, *between, *rest]
 
     def strength(default):

@@ -503,7 +503,7 @@ def save(path: str | os.PathLike[str], memory: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
-def starting_from(policy: Policy, path: str | os.PathLike[str]) -> Policy:
+def starting_from(policy: Any, path: str | os.PathLike[str]) -> Policy:
     """The policy, whose memory begins with what `save` has written rather than empty.
 
     init(batch) = the arrays of the file.

@@ -148,7 +148,12 @@ TABLE = {
     ],
     "slda replay": lambda strength: [
         jcl.slda_replay(
-            toy.inputs, toy.HIDDEN, capacity=24, size=8, strength=strength, head="body",
+            toy.inputs,
+            toy.HIDDEN,
+            capacity=24,
+            size=8,
+            strength=strength,
+            head="body",
             shrinkage=0.1,
         ),
         ADAMW,

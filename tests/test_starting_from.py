@@ -92,7 +92,10 @@ def test_what_does_not_fit_is_named(tmp_path):
             batch={**toy.batch(0), "mask": jnp.ones(toy.BATCH)})  # fmt: skip
     refused("items/targets is int32.* in the file and missing in this run",
             batch={"inputs": toy.batch(0)["inputs"]})  # fmt: skip
-    refused("items/inputs is float32.* and int32", batch={**toy.batch(0), "inputs": jnp.ones((16, 5), int)})
+    refused(
+        "items/inputs is float32.* and int32",
+        batch={**toy.batch(0), "inputs": jnp.ones((16, 5), int)},
+    )
     with pytest.raises(jcl.InputError, match="give a memory and a file"):
         jcl.memory.starting_from(6, path)
     with pytest.raises(jcl.InputError, match="no memory that can be read"):
@@ -131,7 +134,9 @@ def test_a_model_starts_from_params_with_a_fresh_head():
     adapted = jcl.models.lora(jcl.models.starting_from(MODEL, params), 2, 4.0, "layer_*")
     inputs = jnp.ones((2, 4))
     np.testing.assert_allclose(
-        adapted.apply(adapted.init(jax.random.key(0)), inputs), MODEL.apply(params, inputs), rtol=1e-6
+        adapted.apply(adapted.init(jax.random.key(0)), inputs),
+        MODEL.apply(params, inputs),
+        rtol=1e-6,
     )
 
 

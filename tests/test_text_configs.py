@@ -169,7 +169,9 @@ def test_a_row_without_a_folder_keeps_what_the_page_has(page, tmp_path, monkeypa
     counts = page.write_page()
     assert counts["clinc150"] == (1, 15)
     assert counts["clinc150-small"] == (0, 4)
-    replay = "| replay, 2 a class | 50.00 ± 1.00 (3) | 12.50 ± 1.00 | 300 | 60 s | 2048 MiB | 01234567 |"
+    replay = (
+        "| replay, 2 a class | 50.00 ± 1.00 (3) | 12.50 ± 1.00 | 300 | 60 s | 2048 MiB | 01234567 |"
+    )
     assert row(page, "clinc150", "replay, 2 a class") == replay
     assert row(page, "banking77", "joint").startswith("| joint | 75.00 (1) | - | 0 | 60 s |")
     before = page.PAGE.read_text()
@@ -334,9 +336,7 @@ def test_gpt2_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
     model = jcl.models.gpt2(shape)
     params = model.init(jax.random.key(4))
     jcl.models.save_pretrained(tmp_path / "gpt2", model, params, tokenizer=tokenizer)
-    monkeypatch.setattr(
-        jcl.data, "domains", lambda *, tokenizer, **_: made_up(tokenizer)
-    )
+    monkeypatch.setattr(jcl.data, "domains", lambda *, tokenizer, **_: made_up(tokenizer))
     module = load_config(ROOT / "configs" / "gpt2_two_tasks.py")
     experiment = module.build(module.Config(checkpoint=str(tmp_path / "gpt2"), length=32))
     check(experiment)

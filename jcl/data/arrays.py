@@ -156,9 +156,7 @@ def labelled(stream: Stream) -> Stream:
     return Stream(stream.name, tasks)
 
 
-def encoded(
-    stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int = 250
-) -> Stream:
+def encoded(stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int = 250) -> Stream:
     """Returns `stream` with inputs that `encode` has made of each example, once for the whole run.
 
     batch["inputs"] = encode(batch), without the attention_mask.
