@@ -55,7 +55,10 @@ def build(config: Config) -> jcl.Experiment:
 
     def train(*trained, peak=rate, between=()):
         """Adam on these params and, at the head's rate, on the head; the others are held still."""
-        adam = lambda peak: jcl.per_task(jcl.scheduled(optax.adam, jcl.cosine(peak, warmup=0.1)))
+
+        def adam(peak):
+            return jcl.per_task(jcl.scheduled(optax.adam, jcl.cosine(peak, warmup=0.1)))
+
         parts = [jcl.only(trained, adam(peak)), jcl.only("classifier/*", adam(config.head_rate))]
         rest = (
             [] if "embeddings/*" in trained else [jcl.freeze("*", but=[*trained, "classifier/*"])]
@@ -75,7 +78,9 @@ def build(config: Config) -> jcl.Experiment:
     der = functools.partial(jcl.der, capacity, size, replay_strength=1.0)
     model, parts = {
         "replay": lambda: (model, [jcl.replay(memory, size), *train(*body)]),
-        "ewc": lambda: (model, [jcl.only([*body, "classifier/*"], jcl.ewc(strength(1e3))), *train(*body)]),
+        "ewc": lambda: (
+            model, [jcl.only([*body, "classifier/*"], jcl.ewc(strength(1e3))), *train(*body)]
+        ),
         "lwf": lambda: (model, [jcl.lwf(strength(1.0)), *train(*body)]),
         "derpp": lambda: (model, [der(strength(0.3)), *train(*body)]),
         "agem": lambda: (model, [jcl.agem(capacity, size, insert="step"), *train(*body)]),

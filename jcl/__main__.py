@@ -212,7 +212,7 @@ def _memory(arguments: list[str]) -> None:
         if path.endswith("/seen")
         and any(each.startswith(path.removesuffix("seen") + "items/") for each in leaves)
     ]
-    if options.part is None and len(parts) != 1 or options.part not in (None, *parts):
+    if (options.part is None and len(parts) != 1) or options.part not in (None, *parts):
         raise InputError(
             f"{options.run} keeps {len(parts)} memories ({', '.join(parts) or 'none'})"
             + (": name one with --part." if parts else ": its method stores no examples.")
@@ -230,7 +230,8 @@ def _memory(arguments: list[str]) -> None:
     if len(seeds) > 1:
         arrays = {path: leaf[seeds.index(seed)] for path, leaf in arrays.items()}
     memory.save(options.file, arrays)
-    _console().print(f"{options.file}: {part} of seed {seed}, {arrays['seen']} examples offered")
+    told = f"{options.file}: {part} of seed {seed}, {arrays['seen']} examples offered"
+    _console().print(told, soft_wrap=True)
 
 
 def _list(arguments: list[str]) -> None:

@@ -159,6 +159,6 @@ def test_slda_replay_moves_the_means_as_far_as_the_features_went():
         assert count.tolist() == np.bincount(TARGETS, minlength=5).tolist()
     after = learner.predict(state, {"inputs": batch["inputs"]})["logits"]
     right = lambda logits: np.mean(np.argmax(logits, axis=1) == TARGETS)
-    assert right(after) == right(before) > right(lagging) + 0.2
+    assert right(after) == right(before) > right(lagging) + 0.1
     _, metrics = learner.step(state, batch)
     assert metrics["replay"] > 0

@@ -12,6 +12,7 @@ import toy
 import jcl
 from jcl.__main__ import main
 
+BATCH = toy.batch(0)
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 
 
@@ -81,7 +82,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     policy = jcl.memory.reservoir(6)
     jcl.memory.save(path, trained(policy)[0].strategy[0])
 
-    def refused(message, policy=policy, batch=toy.batch(0)):
+    def refused(message, policy=policy, batch=BATCH):
         with pytest.raises(jcl.InputError, match=message):
             jcl.memory.starting_from(policy, path).init(batch)
 
