@@ -309,6 +309,7 @@ def accuracy(method, tasks=4):
     return float(np.mean(found))
 
 
+@pytest.mark.slow
 def test_the_best_method_lies_between_naive_and_joint():
     assert accuracy("naive") < 0.45
     assert accuracy("naive") + 0.3 < accuracy("best") <= accuracy("joint") + 0.03
