@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce bench bench-models bench-strategies clean
+.PHONY: demo test test-fast check parity claims reproduce text bench bench-models bench-strategies clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -48,6 +48,10 @@ REPRODUCE := $(addprefix reproduce-,$(PARTS) permuted rotated scenarios)
 $(REPRODUCE): reproduce-%: .venv/demo
 	$(BIN)/python benchmarks/reproduce.py $(firstword $(subst -, ,$*)) \
 		$(if $(METHODS)$($*),--only $(or $(METHODS),$($*)))
+
+# The table of the text configs, 90 minutes at a time; make text STREAMS=banking77 METHODS="replay best"
+text: .venv/demo
+	$(BIN)/python benchmarks/text.py $(STREAMS) $(if $(METHODS),--only $(METHODS))
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py

@@ -166,15 +166,14 @@ def read_page():
     return held, machine
 
 
-def finished(folder):
+def finished(folder, metric="average_accuracy"):
     """The result of a finished run."""
     found = report.read(folder)
-    result = found["metrics"]["average_accuracy"]
+    result = found["metrics"][metric]
     commit = json.loads((folder / "config.json").read_text()).get("git_commit") or "unknown"
     interval = 100 * result["ci95"] if result["ci95"] else None
-    return Result(
-        100 * result["mean"], interval, len(found["seeds"]), found["wall_seconds"], commit[:8]
-    )
+    mean = float("nan") if result["mean"] is None else 100 * result["mean"]
+    return Result(mean, interval, len(found["seeds"]), found["wall_seconds"], commit[:8])
 
 
 def kept(row):
@@ -219,6 +218,19 @@ def rows(table, held):
         )
 
 
+def this_machine():
+    """A line about the machine and the day."""
+    cpu = next(
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return (
+        f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}; "
+        f"{datetime.date.today().isoformat()}."
+    )
+
+
 def write_page():
     """docs/reproduction.md from the run folders and, where there is none, from the page itself.
 
@@ -227,15 +239,7 @@ def write_page():
     held, machine = read_page()
     found = {table: list(rows(table, held)) for table in TITLES}
     if machine is None or any(here for each in found.values() for *_, here in each):
-        cpu = next(
-            line.split(":")[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        )
-        machine = (
-            f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}; "
-            f"{datetime.date.today().isoformat()}."
-        )
+        machine = this_machine()
     lines = [
         "# Published tables, reproduced",
         "",

@@ -40,6 +40,7 @@ from jcl.strategies import (
     shrink_and_perturb,
     si,
     slda,
+    slda_replay,
 )
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "shrink_and_perturb",
     "si",
     "slda",
+    "slda_replay",
     "start_task",
     "strategy",
 ]

@@ -1,9 +1,10 @@
-"""The command line: jcl run, jcl generate, jcl report, jcl list."""
+"""The command line: jcl run, jcl generate, jcl report, jcl memory, jcl list."""
 
 import ast
 import dataclasses
 import importlib.util
 import inspect
+import json
 import os
 import sys
 import warnings
@@ -25,6 +26,7 @@ USAGE = """jcl: continual and online learning for language models
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
+  jcl memory RUN FILE.npz [--seed N] [--part STATE/PATH]   a run's memory, for another run
   jcl list [FOLDER]                                                         what there is to use
 
 jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen.
@@ -77,7 +79,13 @@ class GenerateOptions:
 def main(arguments: list[str] | None = None) -> int:
     """The entry point; returns the exit status: 0 done, 1 refused or stopped, 2 bad usage."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {"run": _run, "generate": _generate, "report": _report, "list": _list}
+    commands = {
+        "run": _run,
+        "generate": _generate,
+        "report": _report,
+        "memory": _memory,
+        "list": _list,
+    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -227,6 +235,56 @@ def _report(arguments: list[str]) -> None:
     if not arguments:
         raise InputError("name the folders of finished runs: jcl report runs/quickstart/naive")
     report.show([report.read(Path(place)) for place in arguments], _console())
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryOptions:
+    """Writes the memory of a run to a file, from which jcl.memory.starting_from takes it up.
+
+    Attributes:
+        run: the run folder.
+        file: what is written, .npz.
+        seed: which of the run's seeds; by default the first.
+        part: which memory, where the strategy keeps several, such as strategy/0.
+    """
+
+    run: tyro.conf.Positional[Path]
+    file: tyro.conf.Positional[Path]
+    seed: int | None = None
+    part: str | None = None
+
+
+def _memory(arguments: list[str]) -> None:
+    from jcl import checkpoint, memory
+
+    options = tyro.cli(MemoryOptions, args=arguments, prog="jcl memory")
+    leaves = checkpoint.read(options.run / "checkpoints")
+    parts = [
+        path.removesuffix("/seen")
+        for path in leaves
+        if path.endswith("/seen")
+        and any(each.startswith(path.removesuffix("seen") + "items/") for each in leaves)
+    ]
+    if (options.part is None and len(parts) != 1) or options.part not in (None, *parts):
+        raise InputError(
+            f"{options.run} keeps {len(parts)} memories ({', '.join(parts) or 'none'})"
+            + (": name one with --part." if parts else ": its method stores no examples.")
+        )
+    part = options.part or parts[0]
+    arrays = {
+        path.removeprefix(f"{part}/"): leaf
+        for path, leaf in leaves.items()
+        if path.startswith(f"{part}/")
+    }
+    seeds = json.loads((options.run / "config.json").read_text())["seeds"]
+    seed = seeds[0] if options.seed is None else options.seed
+    if seed not in seeds:
+        raise InputError(f"--seed {seed}: the run has the seeds {', '.join(map(str, seeds))}.")
+    if len(seeds) > 1:
+        arrays = {path: leaf[seeds.index(seed)] for path, leaf in arrays.items()}
+    memory.save(options.file, arrays)
+    told = f"{options.file}: {part} of seed {seed}, {arrays['seen']} examples offered"
+    _console().print(told, soft_wrap=True)
 
 
 def _list(arguments: list[str]) -> None:

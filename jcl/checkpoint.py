@@ -120,6 +120,44 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
     return None
 
 
+def read(folder: Path) -> dict[str, Any]:
+    """The arrays of the newest intact checkpoint by their paths, such as "params/wte", on one
+    device.
+
+    Args:
+        folder: the run's `checkpoints/`; nothing in it is changed.
+
+    Raises:
+        InputError: there is no intact checkpoint, or it is of a newer schema.
+    """
+    intact = [n for n in sorted(_numbers(folder), reverse=True) if not _damage(folder / f"{n:06d}")]
+    if not intact:
+        raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
+    path = folder / f"{intact[0]:06d}"
+    manifest = json.loads((path / "manifest.json").read_text())
+    if manifest["schema"] > SCHEMA:
+        raise InputError(_newer(path, manifest))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def abstract(leaf):
+        key = leaf["dtype"].startswith("key<")
+        dtype = jax.random.key(0).dtype if key else jax.numpy.dtype(leaf["dtype"])
+        return jax.ShapeDtypeStruct(tuple(leaf["shape"]), dtype, sharding=place)
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        shapes = {name: abstract(leaf) for name, leaf in manifest["leaves"].items()}
+        found = checkpointer.restore(path.absolute() / "state", shapes)
+    return {leaf["path"]: found[name] for name, leaf in manifest["leaves"].items()}
+
+
+def _newer(path: Path, manifest: dict[str, Any]) -> str:
+    return (
+        f"The checkpoint {path} has schema {manifest['schema']}, newer than {SCHEMA}, which "
+        "this version of jcl reads: install the version that wrote it, or name another folder "
+        "with --out."
+    )
+
+
 def _named(state: Any) -> dict[str, Any]:
     """The leaves by number: Orbax reads a slash in a name as a folder."""
     return {f"{number:05d}": leaf for number, leaf in enumerate(jax.tree.leaves(state))}
@@ -172,11 +210,7 @@ def _damage(path: Path) -> str | None:
 
 def _check(path: Path, manifest: dict[str, Any], abstract: Any) -> None:
     if manifest["schema"] > SCHEMA:
-        raise InputError(
-            f"The checkpoint {path} has schema {manifest['schema']}, newer than {SCHEMA}, which "
-            "this version of jcl reads: install the version that wrote it, or name another folder "
-            "with --out."
-        )
+        raise InputError(_newer(path, manifest))
     expected = [
         (name, list(leaf.shape), str(leaf.dtype))
         for name, leaf in zip(_paths(abstract), jax.tree.leaves(abstract), strict=True)

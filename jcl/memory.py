@@ -5,16 +5,20 @@ leaves are [capacity, ...], and `seen`, how many items were ever offered; nothin
 strategies.
 """
 
-from collections.abc import Callable
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jcl import checks
 from jcl.core import never
-from jcl.errors import InputError
+from jcl.errors import InputError, SaveError
 from jcl.losses import outputs
 
 Items = dict[str, Any]
@@ -455,6 +459,126 @@ def balanced(policy: Policy) -> Policy:
         return _draw_weighted(memory, filled / (after - first), size, key)
 
     return policy._replace(init=init, draw=draw)
+
+
+def save(path: str | os.PathLike[str], memory: Any) -> None:
+    """Writes a memory to a file, from which `starting_from` takes it up in another run.
+
+    The memory is part of the learner's state, `state.strategy[0]` where it is the first part's of a
+    chain; of a finished run `jcl memory RUN FILE.npz` writes it.
+
+    Args:
+        path: of a file of numpy's, .npz, without pickle; it is replaced.
+        memory: what a policy made: a NamedTuple of arrays with `items` and `seen`; or the same
+            arrays by name, "items/inputs".
+
+    Raises:
+        InputError: it is no memory, or one of several seeds (give one seed's).
+        SaveError: the file could not be written.
+    """
+    arrays = memory if isinstance(memory, Mapping) else named(memory)
+    arrays = {name: np.asarray(leaf) for name, leaf in arrays.items()}
+    if "seen" not in arrays or not any(name.startswith("items/") for name in arrays):
+        raise InputError(
+            f"memory.save: a {type(memory).__name__} with {', '.join(arrays) or 'no arrays'} is no "
+            "memory, which has items and seen: give state.strategy[...] of the part that keeps it."
+        )
+    if arrays["seen"].ndim:
+        raise InputError(
+            f"memory.save: the memory is one of {len(arrays['seen'])} seeds: save one of them, "
+            "jax.tree.map(lambda leaf: leaf[0], memory)."
+        )
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        partial.replace(path)
+    except OSError as error:
+        raise SaveError(
+            f"{path}: the memory could not be written ({error}). Make room or choose another "
+            "place, and save again."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def starting_from(policy: Any, path: str | os.PathLike[str]) -> Policy:
+    """The policy, whose memory begins with what `save` has written rather than empty.
+
+    init(batch) = the arrays of the file.
+
+    With the params that go with it (`jcl.models.starting_from`) a run goes on where another ended:
+    `replay(starting_from(reservoir(1000), "memory.npz"), size=16)`. The draws of the first step are
+    of it, and its count goes on, so that new items take the place of old ones as they would have.
+
+    Args:
+        policy: made as it was in the other run: the same capacity, and the same batches.
+        path: of the file.
+
+    Raises:
+        InputError: the file is missing or none of numpy's; at init, if it holds other arrays than
+            the policy's memory, or of other shapes or types, each by name.
+
+    >>> import jax.numpy as jnp, jcl, pathlib, tempfile
+    >>> policy, batch = jcl.memory.ring(4), {"inputs": jnp.array([3.0, 5.0])}
+    >>> path = pathlib.Path(tempfile.mkdtemp()) / "memory.npz"
+    >>> jcl.memory.save(path, policy.insert(policy.init(batch), batch, None))
+    >>> jcl.memory.starting_from(policy, path).init(batch).items["inputs"].tolist()
+    [3.0, 5.0, 0.0, 0.0]
+    """
+    if not isinstance(policy, Policy):
+        raise InputError(
+            "memory.starting_from: give a memory and a file, as in "
+            'starting_from(jcl.memory.reservoir(1000), "memory.npz").'
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: file[name] for name in file.files}
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is no memory that can be read ({error}): give a file that jcl.memory.save or "
+            "`jcl memory` has written."
+        ) from error
+
+    def init(batch):
+        empty = jax.eval_shape(policy.init, batch)
+        wanted = named(empty)
+        wrong = [
+            f"{name} is {_shown(found.get(name))} in the file and {_shown(wanted.get(name))} in "
+            "this run"
+            for name in sorted(wanted.keys() | found.keys())
+            if not _alike(found.get(name), wanted.get(name))
+        ]
+        if wrong:
+            raise InputError(
+                f"{path}: {'; '.join(wrong)}. Give the policy, the batches and the tokens of an "
+                "example that the other run had."
+            )
+        # numpy knows no bfloat16 and reads its bytes as nameless.
+        leaves = [jnp.asarray(found[name].view(leaf.dtype)) for name, leaf in wanted.items()]
+        return jax.tree.unflatten(jax.tree.structure(empty), leaves)
+
+    return policy._replace(init=init)
+
+
+def named(memory: Any) -> dict[str, Any]:
+    """The leaves of a memory by name, such as "items/inputs"."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(memory)
+    }
+
+
+def _alike(found: Any, wanted: Any) -> bool:
+    if found is None or wanted is None or tuple(found.shape) != tuple(wanted.shape):
+        return False
+    nameless = found.dtype.kind == "V" and found.dtype.itemsize == wanted.dtype.itemsize
+    return found.dtype == wanted.dtype or nameless
+
+
+def _shown(leaf: Any) -> str:
+    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
 
 
 def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]) -> Policy:

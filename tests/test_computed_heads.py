@@ -122,3 +122,44 @@ def test_padding_does_not_count_in_features():
             state, _ = learner.step(state, given)
             ends.append([state.params, jax.tree.map(jnp.sum, learner.predict(state, batch))])
         jax.tree.map(np.testing.assert_array_equal, *ends)
+
+
+def moving(params, inputs, key=None):
+    return inputs + params["moved"]
+
+
+def test_slda_replay_moves_the_means_as_far_as_the_features_went():
+    apply = lambda params, inputs, key=None: (
+        moving(params, inputs) @ params["head"]["kernel"] + params["head"]["bias"]
+    )
+    head = {"kernel": jnp.zeros((4, 5)), "bias": jnp.zeros(5)}
+    params = {"moved": jnp.zeros(4), "head": head}
+    batch = {"inputs": jnp.asarray(INPUTS), "targets": jnp.asarray(TARGETS)}
+    part = jcl.slda_replay(moving, 5, capacity=15, size=4, shrinkage=0.1)
+    learner = jcl.learner(jcl.losses.classify(apply), jcl.chain(part, jcl.freeze("*")))
+    state = learner.init(jax.random.key(0), params, batch)
+    state, first = learner.step(state, batch)
+    plain = jcl.learner(
+        jcl.losses.classify(apply),
+        jcl.chain(jcl.freeze("*"), jcl.slda(moving, 5, shrinkage=0.1)),
+    )
+    expected, _ = plain.step(plain.init(None, params, batch), batch)
+    for one, other in zip(state.strategy[0].discriminant[0], expected.strategy[1][0], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    before = learner.predict(state, {"inputs": batch["inputs"]})["logits"]
+    assert first["replay"] == 0
+    move = jnp.array([1.0, -2.0, 3.0, 0.5])
+    state = state._replace(params={**params, "moved": move})
+    lagging = learner.predict(state, {"inputs": batch["inputs"]})["logits"]
+    batches = jax.tree.map(lambda leaf: leaf[None], batch)
+    for _ in range(2):  # the second boundary finds nothing to move
+        state = learner.consolidate(state, batches)
+        mean, count = state.strategy[0].discriminant.means
+        np.testing.assert_allclose(mean[:3], expected.strategy[1].means.mean[:3] + move, atol=1e-5)
+        assert not np.any(mean[3:])
+        assert count.tolist() == np.bincount(TARGETS, minlength=5).tolist()
+    after = learner.predict(state, {"inputs": batch["inputs"]})["logits"]
+    right = lambda logits: np.mean(np.argmax(logits, axis=1) == TARGETS)
+    assert right(after) == right(before) > right(lagging) + 0.1
+    _, metrics = learner.step(state, batch)
+    assert metrics["replay"] > 0

@@ -146,6 +146,18 @@ TABLE = {
         jcl.slda(toy.inputs, toy.HIDDEN, head="body", shrinkage=0.1),
         ADAMW,
     ],
+    "slda replay": lambda strength: [
+        jcl.slda_replay(
+            toy.inputs,
+            toy.HIDDEN,
+            capacity=24,
+            size=8,
+            strength=strength,
+            head="body",
+            shrinkage=0.1,
+        ),
+        ADAMW,
+    ],
     "olora": lambda strength: [
         jcl.only(["lora/*", "head/*"], jcl.per_task(ADAMW)),
         jcl.olora(strength, tasks=3),
@@ -167,7 +179,7 @@ MODELS = {
 WITHOUT_STRENGTH = {
     "naive", "agem", "agem at the step", "only agem", "gem", "gdumb", "freeze all but", "separate",
     "separate heads", "packnet", "packnet, retrained", "nearest class mean", "slda",
-    "seen classes", "olora", "progressive prompts",
+    "slda replay", "seen classes", "olora", "progressive prompts",
 }  # fmt: skip
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length

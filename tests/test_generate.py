@@ -42,7 +42,10 @@ def made(model, seed=1):
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     return jax.tree.unflatten(
         structure,
-        [leaf + 0.3 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys)],
+        [
+            leaf + 0.3 * jax.random.normal(key, leaf.shape)
+            for leaf, key in zip(leaves, keys, strict=True)
+        ],
     )
 
 
@@ -422,7 +425,7 @@ def test_the_view_of_the_strategy_is_what_answers(method, config_file, capsys):
     run = trained(config_file, method)
     greedy = ["--steps", "6", "--temperature", "0"]
     assert written(capsys, run, "--prompt", "cdc", *greedy).out == "cdcdcdcdc\n"
-    newest, before = sorted((run / "checkpoints").iterdir())[::-1][:2]
+    newest = sorted((run / "checkpoints").iterdir())[-1]
     newest.rename(run / "set_aside")
     shown = written(capsys, run, "--prompt", "aba", *greedy)
     assert "after ab, seed 0" in shown.err

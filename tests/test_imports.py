@@ -37,7 +37,10 @@ ALLOWED = {
     "run": {
         "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
     },
-    "__main__": {"allocator", "answer", "data", "models", "report", "run", "strategies"},
+    "__main__": {
+        "allocator", "answer", "checkpoint", "data", "memory", "models", "report", "run",
+        "strategies",
+    },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "models", "probes",
         "strategies",

@@ -1,6 +1,6 @@
 """Streams of tasks: sources, batches, text, labelled texts, images, and what needs no network."""
 
-from jcl.data.arrays import Arrays, Chosen, blurry, fuzzy, labelled
+from jcl.data.arrays import Arrays, Chosen, blurry, encoded, fuzzy, labelled
 from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
@@ -24,7 +24,7 @@ from jcl.data.streams import (
     walk,
 )
 from jcl.data.text import Blocks, text_files, text_task
-from jcl.data.tokenization import ByteTokenizer, Tokenizer
+from jcl.data.tokenization import ByteTokenizer, PretrainedTokenizer, Tokenizer
 
 __all__ = [
     "Arrays",
@@ -34,6 +34,7 @@ __all__ = [
     "Chosen",
     "Concatenated",
     "Images",
+    "PretrainedTokenizer",
     "Source",
     "Stream",
     "Task",
@@ -45,6 +46,7 @@ __all__ = [
     "clinc150",
     "cumulative",
     "domains",
+    "encoded",
     "evaluation_batches",
     "fuzzy",
     "held",

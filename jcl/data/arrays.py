@@ -1,11 +1,12 @@
 """Sources that hold their examples as whole arrays, and streams with soft boundaries of them."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
-from jcl.data.streams import Batch, Concatenated, Source, Stream, gather, held
+from jcl.data.streams import Batch, Concatenated, Source, Stream, Task, gather, held
 from jcl.errors import InputError
 
 
@@ -147,16 +148,64 @@ def labelled(stream: Stream) -> Stream:
     Raises:
         InputError: the stages are others.
     """
-    if stream.stages != tuple(task.train for task in stream.tasks):
-        raise InputError(
-            f"labelled: the stages of stream '{stream.name}' are not the train parts of its tasks: "
-            "label the stream first, and change its stages then"
-        )
+    _check_plain("labelled", stream, "label")
     tasks = tuple(
         task._replace(train=Labelled(task.train, number), test=Labelled(task.test, number))
         for number, task in enumerate(stream.tasks)
     )
     return Stream(stream.name, tasks)
+
+
+def encoded(stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int = 250) -> Stream:
+    """Returns `stream` with inputs that `encode` has made of each example, once for the whole run.
+
+    batch["inputs"] = encode(batch), without the attention_mask.
+
+    For a frozen encoder, whose features need not be computed anew in every step: the methods that
+    learn a head alone then train a head alone, such as an MLP without a hidden layer. A task's hash
+    stays that of its examples before.
+
+    Args:
+        stream: whose stages are the train parts of its tasks; encode before `joint` or `blurry`.
+        encode: batch -> [batch, ...], such as a jitted `model.features`. It gets all examples in
+            batches of one size; what fills up the last is dropped.
+        batch_size: examples of one call.
+
+    Raises:
+        InputError: the stages are others, or `encode` gives another number of rows.
+    """
+    _check_plain("encoded", stream, "encode")
+    if batch_size < 1:
+        raise InputError(f"encoded(batch_size={batch_size}): a whole number, at least 1")
+
+    def encode_all(source: Source) -> Arrays:
+        leaves = dict(gather(source, np.arange(len(source))))
+        parts = []
+        for first in range(0, len(source), batch_size):
+            indices = np.minimum(np.arange(first, first + batch_size), len(source) - 1)
+            part = np.asarray(encode(gather(source, indices)))
+            if part.shape[:1] != (batch_size,):
+                raise InputError(
+                    f"encoded: encode gave an array of {list(part.shape)} for {batch_size} "
+                    f"examples: it must give [{batch_size}, ...]"
+                )
+            parts.append(part)
+        leaves.pop("attention_mask", None)
+        return Arrays({**leaves, "inputs": np.concatenate(parts)[: len(source)]})
+
+    tasks = [
+        Task(task.name, encode_all(task.train), encode_all(task.test), task.hash)
+        for task in stream.tasks
+    ]
+    return Stream(f"{stream.name}, encoded", tuple(tasks))
+
+
+def _check_plain(call: str, stream: Stream, verb: str) -> None:
+    if stream.stages != tuple(task.train for task in stream.tasks):
+        raise InputError(
+            f"{call}: the stages of stream '{stream.name}' are not the train parts of its tasks: "
+            f"{verb} the stream first, and change its stages then"
+        )
 
 
 def blurry(stream: Stream, share: float, *, seed: int = 0) -> Stream:

@@ -13,6 +13,7 @@ from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
 from jcl.models.precision import Precision
 from jcl.models.prompts import prompts
+from jcl.models.starting_from import starting_from
 
 __all__ = [
     "GPT2_SIZES",
@@ -38,5 +39,6 @@ __all__ = [
     "probabilities",
     "prompts",
     "save_pretrained",
+    "starting_from",
     "tokenizer",
 ]

@@ -23,6 +23,7 @@ from jcl.strategies.separate import separate
 from jcl.strategies.shrink_and_perturb import shrink_and_perturb
 from jcl.strategies.si import si
 from jcl.strategies.slda import slda
+from jcl.strategies.slda_replay import slda_replay
 
 __all__ = [
     "agem",
@@ -49,4 +50,5 @@ __all__ = [
     "shrink_and_perturb",
     "si",
     "slda",
+    "slda_replay",
 ]
