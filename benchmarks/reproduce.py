@@ -231,6 +231,15 @@ def this_machine():
     )
 
 
+def chance_rows(table):
+    """What guessing gives, in each of the table's scenarios."""
+    found = {}
+    for name, *_, chance in cells(table):
+        several = table in ("split", "scenarios")
+        found[f"chance, {name.rsplit(', ', 1)[1]}" if several else "chance"] = chance
+    return [f"| {name} | - | {chance:.2f} | | | | |" for name, chance in found.items()]
+
+
 def write_page():
     """docs/reproduction.md from the run folders and, where there is none, from the page itself.
 
@@ -264,15 +273,14 @@ def write_page():
         verdicts = [each for _, each, *_ in found[table] if each]
         minutes = sum(seconds for _, _, seconds, _ in found[table]) / 60
         counts[table] = (verdicts.count("reproduced"), len(verdicts), len(found[table]))
-        chances = dict.fromkeys(f"{cell[-1]:.1f}" for cell in cells(table))
         lines += ["", f"## {title}", ""]
         lines += [
             f"`configs/mnist/{table}.py`; reproduced {counts[table][0]} of {counts[table][1]} run, "
-            f"{counts[table][2]} in all; {minutes:.0f} minutes. "
-            f"Chance is {' or '.join(chances)} %.",
+            f"{counts[table][2]} in all; {minutes:.0f} minutes.",
             "",
             "| method | published | jcl | difference | verdict | wall time | commit |",
             "|---|---|---|---|---|---|---|",
+            *chance_rows(table),
             *(line for line, *_ in found[table]),
         ]
     PAGE.write_text("\n".join(lines) + "\n")

@@ -102,6 +102,11 @@ def test_a_traced_number_passes():
             r"shrink_and_perturb\(init='x'\): give a function, such as model.init",
         ),
         (lambda: jcl.periodically(optax.sgd(0.1), every=9), "consolidates nothing"),
+        (lambda: jcl.per_task(jcl.per_task(optax.sgd(0.1))), "afresh at every task already"),
+        (
+            lambda: jcl.mir(jcl.memory.herding(9, 3, MLP.features), 2, 4, 0.1),
+            "mir: this memory .* at its end",
+        ),
     ],
 )
 def test_a_mistake_is_named_when_it_is_made(make, message):
@@ -113,6 +118,7 @@ def test_a_mistake_is_named_when_it_is_made(make, message):
     ("part", "message"),
     [
         (jcl.seen_classes(classes=5), r"logits are \[16, 3\]"),
+        (jcl.rwalk(1.0, chunk=3), r"rwalk\(chunk=3\) does not divide the batch of 16"),
         (jcl.replay(jcl.memory.class_balanced(10, classes=2), 4), "give the memory classes=3"),
         (
             jcl.gdumb(10, classes=2, steps=1, size=2, optimizer=optax.sgd(0.1)),

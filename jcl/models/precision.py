@@ -80,7 +80,8 @@ def matmul(x: jax.Array, kernel: jax.Array, precision: Precision) -> jax.Array:
     if precision.compute == "float32":
         return _wide(x) @ _wide(kernel)
     rows = x.reshape(-1, x.shape[-1])
-    return _narrow("ri,io->ro", precision, rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    product: Any = _narrow("ri,io->ro", precision, rows, kernel)
+    return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def matmul_transposed(x: jax.Array, table: jax.Array, precision: Precision) -> jax.Array:
@@ -88,7 +89,8 @@ def matmul_transposed(x: jax.Array, table: jax.Array, precision: Precision) -> j
     if precision.compute == "float32":
         return _wide(x) @ _wide(table).T
     rows = x.reshape(-1, x.shape[-1])
-    return _narrow("ri,oi->ro", precision, rows, table).reshape(*x.shape[:-1], table.shape[0])
+    product: Any = _narrow("ri,oi->ro", precision, rows, table)
+    return product.reshape(*x.shape[:-1], table.shape[0])
 
 
 def einsum(subscripts: str, x: jax.Array, y: jax.Array, precision: Precision) -> jax.Array:
@@ -120,10 +122,9 @@ def _narrow_forward(subscripts, precision, x, y):
 def _narrow_backward(subscripts, precision, residuals, gradient):
     x, y, like_x, like_y = residuals
     of_x, of_y, of_product = re.split(",|->", subscripts)
-    return (
-        _narrow(f"{of_product},{of_y}->{of_x}", precision, gradient, y).astype(like_x.dtype),
-        _narrow(f"{of_x},{of_product}->{of_y}", precision, x, gradient).astype(like_y.dtype),
-    )
+    to_x: Any = _narrow(f"{of_product},{of_y}->{of_x}", precision, gradient, y)
+    to_y: Any = _narrow(f"{of_x},{of_product}->{of_y}", precision, x, gradient)
+    return to_x.astype(like_x.dtype), to_y.astype(like_y.dtype)
 
 
 _narrow.defvjp(_narrow_forward, _narrow_backward)

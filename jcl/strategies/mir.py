@@ -54,6 +54,11 @@ def mir(
     checks.number("mir", "learning_rate", learning_rate, "(0, inf)")
     checks.number("mir", "strength", strength)
     policy = memories.of("mir", capacity)
+    if policy.boundary:
+        raise InputError(
+            "mir: this memory chooses among all examples of a task, at its end, and mir fills it "
+            "at every step: give another, such as jcl.memory.class_balanced(1000, classes=10)."
+        )
     plain = replay(policy, size, strength=strength)
 
     def loss(state, params, *, batch, loss_fn, key, **_):

@@ -8,6 +8,7 @@ import optax
 
 from jcl import checks
 from jcl.core import Params, Strategy, strategy
+from jcl.errors import InputError
 from jcl.strategies.ewc import fisher
 from jcl.strategies.quadratic import distance
 
@@ -78,7 +79,13 @@ def rwalk(
     checks.number("rwalk", "damping", damping, "(0, inf)")
     chunk = checks.whole("rwalk", "chunk", chunk)
 
-    def init(params, **_):
+    def init(params, *, batch, **_):
+        size = jax.tree.leaves(batch)[0].shape[0]
+        if size % chunk:
+            raise InputError(
+                f"rwalk(chunk={chunk}) does not divide the batch of {size} examples, of which its "
+                "Fisher information is taken: choose a divisor of it."
+            )
         importance, average, score, path = (jax.tree.map(jnp.zeros_like, params) for _ in range(4))
         anchor, start = (jax.tree.map(jnp.copy, params) for _ in range(2))
         return Walk(importance, anchor, average, score, path, start, jnp.zeros((), jnp.int32))
