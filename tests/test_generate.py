@@ -75,7 +75,8 @@ def test_the_cache_is_of_the_heads_of_the_keys_and_of_the_params_type():
     assert cache["layers_0"]["self_attn"]["keys"].shape == (3, 2, 9, 4)
     assert cache["layers_1"]["self_attn"]["values"].dtype == jnp.bfloat16
     logits, cache = MODELS["llama"].decode(params, INPUTS[:, :5], cache=cache)
-    assert (logits.dtype, cache["layers_0"]["self_attn"]["keys"].dtype) == (jnp.bfloat16,) * 2
+    assert logits.dtype == jnp.float32
+    assert cache["layers_0"]["self_attn"]["keys"].dtype == jnp.bfloat16
 
 
 def test_a_cache_that_is_too_long_or_too_short_is_refused():
@@ -371,7 +372,7 @@ def build(config):
         name=config.method, model=model, loss_fn=jcl.losses.causal_lm(model.apply),
         strategy=jcl.chain(*parts), stream=stream,
         measure=jcl.losses.bits_per_byte(model.apply, tokenizer.bytes_per_token),
-        batch_size=8, steps=30, seed=config.seed, boundary_batches=1,
+        batch_size=8, steps=120, seed=config.seed, boundary_batches=1,
         tokenizer=None if config.method == "unread" else tokenizer,
     )
 '''

@@ -33,11 +33,11 @@ def generate(
     *,
     steps: int,
     key: jax.Array | None = None,
-    temperature: float = 1.0,
+    temperature: float | int = 1.0,
     top_k: int | None = None,
-    top_p: float | None = None,
+    top_p: float | int | None = None,
     stop: Sequence[int] = (),
-    attention_mask: Shaped[Array | np.ndarray, "batch length"] | None = None,
+    attention_mask: Shaped[Array | np.ndarray, "_ _"] | None = None,
 ) -> Generated:
     """What follows the inputs, as the model has it.
 
