@@ -441,7 +441,7 @@ def test_params_that_are_not_the_models(tmp_path):
     with pytest.raises(InputError, match="wpe is int32"):
         save_pretrained(tmp_path, model, {**params, "wpe": params["wpe"].astype(int)})
     mlp = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
-    with pytest.raises(InputError, match="no model of MLPConfig; jcl writes gpt2, llama"):
+    with pytest.raises(InputError, match="no model of MLPConfig; jcl writes bert, gpt2, llama"):
         save_pretrained(tmp_path, mlp, made(mlp))
     with pytest.raises(InputError, match='lora="merged".*give the model that jcl.models.lora made'):
         save_pretrained(tmp_path, model, params, lora="merged")
