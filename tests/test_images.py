@@ -217,7 +217,7 @@ def test_mnist_of_tensorflow_datasets(tmp_path, monkeypatch):
         jcl.data.mnist()
     pictures = np.random.default_rng(0).integers(0, 256, (7, 28, 28)).astype(np.uint8)
 
-    with tfds.core.registered.skip_registering():  # the real one has the name
+    with tfds.core.registered.skip_registration():  # the real one has the name
 
         class Mnist(tfds.core.GeneratorBasedBuilder):
             """As the real one: PNG pictures and the names of ten classes."""
