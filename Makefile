@@ -27,8 +27,8 @@ parity: .venv/parity
 claims: .venv/demo
 	$(BIN)/python benchmarks/quickstart.py
 
-# The published tables, in parts of at most 90 minutes on two cores, one after the other; a cell that
-# fails holds up none of the others.
+# The published tables, in parts of at most 90 minutes by the wall times in docs/reproduction.md; a
+# cell that fails holds up none of the others.
 PARTS := permuted-1 permuted-2 rotated-1 rotated-2 rotated-3 split mnist_360 \
 	scenarios-1 scenarios-2 scenarios-3
 reproduce:

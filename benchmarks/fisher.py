@@ -35,7 +35,7 @@ def ours(config, tokens):
 
 def theirs(torch, config, tokens):
     """The same by PyTorch, an example at a time."""
-    model = torch_model(torch, config)
+    model = torch_model(config)
     examples = torch.tensor(tokens, dtype=torch.long)
 
     def run():

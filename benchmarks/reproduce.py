@@ -38,7 +38,7 @@ TITLES = {
     "mnist_360": "MNIST-360, no boundaries (Buzzega et al. 2020)",
     "scenarios": "Split MNIST in three scenarios (Hsu et al. 2018)",
 }
-# The targets of the Makefile, each of at most 90 minutes.
+# The targets of the Makefile, each of at most 90 minutes by the wall times of the page.
 PARTS = (
     "permuted-1", "permuted-2", "rotated-1", "rotated-2", "rotated-3", "split", "mnist_360",
     "scenarios-1", "scenarios-2", "scenarios-3",
@@ -260,7 +260,8 @@ def write_page():
         "",
         "Written by `make reproduce`, which goes on where it was stopped. It runs in turn the "
         f"targets {', '.join(f'`reproduce-{part}`' for part in PARTS)}, each of at most 90 "
-        "minutes; `make reproduce-permuted` and its like run a whole table, and `make "
+        "minutes by the wall times below; `make reproduce-permuted` and its like run a whole "
+        "table, and `make "
         'reproduce-split METHODS="der derpp"` some methods of it.',
         "",
         "The next line tells where and when the page was last written from run folders; a row "

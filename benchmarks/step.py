@@ -166,23 +166,16 @@ def partial_steps(config, batch):
     }
 
 
-def torch_model(torch, config):
+def torch_model(config):
     """Hugging Face's GPT-2 with sdpa attention."""
-    import transformers
+    import torch_peer
 
-    return transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(
-            vocab_size=config.vocab_size, n_positions=config.positions, n_embd=config.width,
-            n_layer=config.layers, n_head=config.heads, resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, use_cache=False, attn_implementation="sdpa", bos_token_id=0,
-            eos_token_id=0,
-        )
-    ).train()  # fmt: skip
+    return torch_peer.gpt2(config)
 
 
 def torch_step(torch, config, tokens):
     """Hugging Face's GPT-2 at PyTorch's best plain setting: sdpa attention and fused AdamW."""
-    model = torch_model(torch, config)
+    model = torch_model(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
     inputs, targets = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])
 

@@ -168,8 +168,10 @@ def write_page():
         for row in stream.methods
         if report.complete(place(name, row))
     }
-    if machine is None or here:
+    if here:
         machine = reproduce.this_machine()
+    elif machine is None or not held:
+        machine = "Nothing has been run so far."
     lines = [
         "# Texts, with a pretrained encoder",
         "",

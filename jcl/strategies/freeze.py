@@ -74,20 +74,23 @@ def freeze(
                 )
         return ()
 
+    def thaws(path):
+        """The share at which it thaws, 1 for never; None where it is not held at all."""
+        chosen = [share for pattern, share in shares.items() if matches(path, (pattern,))]
+        return chosen[0] if chosen and not matches(path, spared) else None
+
     def update(updates, state, params, *, progress, **_):
         def hold(path, update):
-            chosen = [share for pattern, share in shares.items() if matches(path, (pattern,))]
-            if not chosen or matches(path, spared):
+            share = thaws(path)
+            if share is None:
                 return update
             zeros = jnp.zeros_like(update)
-            return zeros if chosen[0] == 1 else jnp.where(progress < chosen[0], zeros, update)
+            return zeros if share == 1 else jnp.where(progress < share, zeros, update)
 
         return jax.tree_util.tree_map_with_path(hold, updates), state
 
     def covers(path):
-        """Whether it is held for good, so that no optimizer has to make its step."""
-        chosen = [share for pattern, share in shares.items() if matches(path, (pattern,))]
-        return bool(chosen) and chosen[0] == 1 and not matches(path, spared)
+        return thaws(path) == 1  # held for good, so that no optimizer has to make its step
 
     return strategy(name="freeze", side="step", covers=covers, init=init, update=update)
 
