@@ -12,7 +12,10 @@ best rate of a square matmul of the same type that JAX or PyTorch reaches in the
 as in benchmarks/step.py.
 
 The peak of memory is that of a process of its own, which makes a GPT-2 small and takes three
-steps: ru_maxrss, with all that its libraries load. "in chunks" is `causal_lm(model, chunk=128)`.
+steps: ru_maxrss, with all that its libraries load. "in chunks" is `causal_lm(model, chunk=128)`,
+"remat" keeps what enters a block alone.
+On a GPU, with PyTorch's CUDA build, both use it, float32 products are TF32 in both (JAX's default
+there), each step ends when the GPU is done, and the peak is that of the memory given to arrays.
 Run it on an idle machine.
 """
 
@@ -206,7 +209,13 @@ def peak_memory(config, batch_size, length, compute, chunk):
     run = jcl_step(config, compute, random_batch(config, batch_size, length), chunk)
     for _ in range(3):
         run()
+    if on_gpu():
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def on_gpu():
+    return jax.default_backend() == "gpu"
 
 
 def matmul_peak(torch_peer, side):

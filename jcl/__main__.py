@@ -44,6 +44,8 @@ class RunOptions:
         save_minutes: minutes between checkpoints inside a task.
         cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
             out; by default enough for several seeds to occupy every core, 1 for one seed.
+        deterministic: on a GPU, only kernels that give the same bits at every run; slower. A CPU
+            gives them anyway.
     """
 
     seeds: int = 1
@@ -51,6 +53,7 @@ class RunOptions:
     fresh: bool = False
     save_minutes: float = 5.0
     cpu_devices: int | None = None
+    deterministic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +160,8 @@ def _run(arguments: list[str]) -> None:
 
     options = dataclasses.asdict(parsed.options)
     _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds)
+    if options.pop("deterministic"):
+        _set_deterministic()
 
     from jcl import report
     from jcl.run import run
@@ -216,6 +221,18 @@ def _set_cpu_devices(asked: int | None, seeds: int) -> None:
                 f"--cpu-devices {asked}: JAX is in use already, which fixes its devices; let the "
                 "config use JAX in build(config) only."
             ) from error
+
+
+def _set_deterministic() -> None:
+    """The flag is read when JAX is first used."""
+    try:
+        jax.config.update("jax_num_cpu_devices", jax.config.jax_num_cpu_devices)
+    except RuntimeError as error:
+        raise InputError(
+            "--deterministic: JAX is in use already; let the config use JAX in build(config) only."
+        ) from error
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_deterministic_ops=true"])
 
 
 def enough_devices(seeds: int, cores: int) -> int:

@@ -352,6 +352,8 @@ def test_donated_and_never_aliased(name):
 
 @rows_of_methods
 def test_eight_devices_equal_one(name):
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, not {jax.device_count()}: a CPU passes for them")
     row = compiled(name)
     expected, losses = train(row, begin(row))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

@@ -5,6 +5,7 @@ import functools
 from types import SimpleNamespace
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -55,7 +56,7 @@ def products(jaxpr):
         if equation.primitive.name == "dot_general":
             inputs = [str(each.aval.dtype) for each in equation.invars]
             yield (*inputs, str(equation.outvars[0].aval.dtype))
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
             yield from products(inner)
 
 

@@ -28,7 +28,6 @@ from jcl.errors import InputError, SaveError
 from jcl.models import wrapping
 from jcl.models.lora import merge_lora
 from jcl.models.model import Model, Tensor
-from jcl.models.precision import Precision
 
 # model_type of a config.json -> the file of its family, beside this one
 FAMILIES = {
@@ -63,8 +62,9 @@ def from_pretrained(
         source: a folder, or a name on the hub, such as "openai-community/gpt2".
         sharding: where the params are put: one for all, or a function of a parameter's path, such
             as "h_0/attn/c_attn/kernel". None is the default device.
-        dtype: of the params, such as jnp.float32; None is that of a `precision` among the changes,
-            without which they stay what they are in the checkpoint.
+        dtype: of the params, such as jnp.bfloat16, or "auto" for that of the checkpoint; by default
+            what the config's precision says, float32 where it says nothing. Adam turns float16
+            params into NaN, so train in another type.
         key: for the first weights of a head that the checkpoint lacks; without it such a
             checkpoint is refused.
         changes: fields of the family's config to be other than the checkpoint's, such as
@@ -87,11 +87,11 @@ def from_pretrained(
     >>> model.config == shape, params["wte"].shape
     (True, (258, 4))
     """
-    if dtype is None and isinstance(changes.get("precision"), Precision):
-        dtype = changes["precision"].params
-    dtype = None if dtype is None else jnp.dtype(dtype)
+    if dtype is None:
+        dtype = getattr(changes.get("precision"), "params", "float32")
+    dtype = None if dtype == "auto" else jnp.dtype(dtype)
     if dtype is not None and dtype not in TYPES.values():
-        raise InputError(f"from_pretrained(dtype={dtype}): float32, float16 or bfloat16.")
+        raise InputError(f'from_pretrained(dtype={dtype}): float32, float16, bfloat16 or "auto".')
     folder = _local(source, ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"))
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise InputError(
