@@ -80,7 +80,15 @@ OTHERS = {
     "Streams of texts": ("jcl.data", ("domains", "text_files"), False),
     "Wrappers of models": (
         "jcl.models",
-        ("lora", "adapters", "prompts", "cosine_head", "module_dropout", "starting_from"),
+        (
+            "lora",
+            "adapters",
+            "prompts",
+            "cosine_head",
+            "random_features",
+            "module_dropout",
+            "starting_from",
+        ),
         True,
     ),
     "Probes": ("jcl.probes", ("dormant_units", "effective_rank"), True),

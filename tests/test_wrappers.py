@@ -19,6 +19,7 @@ from jcl.models import (
     mlp,
     module_dropout,
     prompts,
+    random_features,
 )
 
 GPT2 = gpt2(GPT2Config(vocab_size=17, positions=16, width=8, layers=2, heads=2, dropout=0.1))
@@ -127,6 +128,8 @@ def test_lora_dropout_acts_with_a_key_only():
         (lambda: adapters(GPT2, 2, "*/atn"), "The nearest are: .*h_0/attn"),
         (lambda: module_dropout(MLP, {"head": 1.0}), r"number in \[0, 1\)"),
         (lambda: module_dropout(MLP, {"layer_9": 0.1}), "The nearest are: layer_"),
+        (lambda: random_features(MLP, 50, "heads"), "The nearest are: head"),
+        (lambda: random_features(MLP, 0), "at least 1"),
         (lambda: cosine_head(MLP, "heads"), "The nearest are: head"),
         (lambda: cosine_head(MLP, scale=0.0), r"a number in \(0, inf"),
         (lambda: prompts(gpt2, GPT2.config, 0), "at least 1"),
@@ -294,6 +297,30 @@ def test_cosine_head_is_the_cosine():
         jax.tree.map(jnp.zeros_like, params)
     )
     assert jax.tree.all(jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), zero))
+
+
+def test_a_head_over_random_features():
+    model = random_features(MLP, 50, seed=3)
+    params = noisy(model.init(jax.random.key(2)))
+    assert params["head"]["kernel"].shape == (50, MLP.config.classes)
+    x = np.asarray(MLP.features(params, POINTS))
+    matrix = np.random.default_rng(3).standard_normal((x.shape[1], 50), np.float32)
+    wide = np.maximum(x / np.linalg.norm(x, axis=1, keepdims=True) @ matrix, 0.0)
+    np.testing.assert_allclose(model.features(params, POINTS), wide, rtol=1e-4, atol=1e-5)
+    expected = wide @ np.asarray(params["head"]["kernel"]) + np.asarray(params["head"]["bias"])
+    np.testing.assert_allclose(jax.jit(model.apply)(params, POINTS), expected, rtol=1e-4, atol=1e-5)
+    batch = {"inputs": POINTS, "targets": jnp.arange(len(POINTS)) % MLP.config.classes}
+    learner = jcl.learner(
+        jcl.losses.classify(model.apply),
+        jcl.chain(jcl.freeze("*"), jcl.slda(model.features, MLP.config.classes)),
+    )
+    state, _ = learner.step(learner.init(None, params, batch), batch)
+    # As many points as the features tell apart: all are where they belong.
+    logits = learner.predict(state, batch)["logits"]
+    np.testing.assert_array_equal(jnp.argmax(logits, axis=1), batch["targets"])
+    zero = jax.tree.map(jnp.zeros_like, params)
+    slope = jax.grad(lambda params: model.apply(params, POINTS).sum())(zero)
+    assert jax.tree.all(jax.tree.map(lambda leaf: jnp.all(jnp.isfinite(leaf)), slope))
 
 
 def test_a_prompt_of_token_rows_equals_those_tokens_in_front():

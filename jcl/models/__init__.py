@@ -13,6 +13,7 @@ from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
 from jcl.models.precision import Precision
 from jcl.models.prompts import prompts
+from jcl.models.random_features import random_features
 from jcl.models.starting_from import starting_from
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "module_dropout",
     "probabilities",
     "prompts",
+    "random_features",
     "save_pretrained",
     "starting_from",
     "tokenizer",

@@ -1,0 +1,73 @@
+"""A head over many random features of a model's few."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jcl import checks
+from jcl.models import wrapping
+from jcl.models.model import Model
+
+
+def random_features(model: Model, width: int, where: str = "head", *, seed: int = 0) -> Model:
+    """The model whose head sees fixed random features of what it saw before.
+
+    features = max(0, W x / |x|), W standard normal, [width, width of x].
+
+    McDonnell et al. 2023 (RanPAC): classes that overlap along the features of a pretrained encoder
+    come apart in some thousands of random ones, where `jcl.slda` or `jcl.nearest_class_mean` needs
+    no gradient to tell them. W is drawn once from the seed and is no parameter. Differs from the
+    paper in: x has length 1.
+
+    Args:
+        model: any model with features and with a Dense module as its head.
+        width: of the random features, and of the head.
+        where: the head's path.
+        seed: of W.
+
+    Raises:
+        InputError: the path is no Dense module; the message lists the nearest.
+
+    >>> import jax, jcl
+    >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
+    >>> model = jcl.models.random_features(model, 50)
+    >>> model.init(jax.random.key(0))["head"]["kernel"].shape
+    (50, 3)
+    """
+    width = checks.whole("random_features", "width", width)
+    seed = checks.whole("random_features", "seed", seed, least=0)
+    dense = wrapping.kernels(wrapping.shapes(model))
+    (path,) = wrapping.chosen("random_features", where, list(dense))
+    shape = (dense[path].shape[0], width)
+    matrix = np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+    def expand(x: jax.Array) -> jax.Array:
+        # Inside the root, so that the gradient at zero is a number.
+        length = jnp.sqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+        return nn.relu(x / length @ matrix)
+
+    def intercept(following, arguments, options, context):
+        if context.method_name == "__call__" and "/".join(context.module.path) == path:
+            arguments = (expand(arguments[0]), *arguments[1:])
+        return following(*arguments, **options)
+
+    def seen(function):
+        @functools.wraps(function)
+        def call(*arguments: Any, **rest: Any) -> Any:
+            with nn.intercept_methods(intercept):
+                return function(*arguments, **rest)
+
+        return call
+
+    def features(params, inputs, key=None, **rest):
+        return expand(model.features(params, inputs, key, **rest))
+
+    # A model that hands out its features apart from its head would hand out the old ones.
+    return model._replace(
+        init=seen(model.init), apply=seen(model.apply), features=features,
+        head=None, decode=None, cache=None,
+    )  # fmt: skip
