@@ -22,7 +22,7 @@ from jcl.models.precision import FLOAT32, Precision, einsum
 
 CHUNK = 128  # positions of a causal model whose products with each other are taken at once
 _LOWEST = -1e9  # the exponent of a key that nobody attends to
-_LEAST = 1e-30  # below every sum of weights that means something in float32
+_LEAST = 1e-18  # whose square is still a float32, since the backward pass divides by it
 
 
 @dataclass(frozen=True)

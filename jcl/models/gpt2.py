@@ -24,7 +24,7 @@ from jcl.models.attention import (
     next_slots,
     places,
 )
-from jcl.models.efficient_attention import Performer, features_of, performer
+from jcl.models.efficient_attention import Linformer, Performer, features_of, performer
 from jcl.models.layers import Dense, LayerNorm, dropout, gelu_tanh, run, split
 from jcl.models.model import Model, Tensor, setting
 from jcl.models.precision import FLOAT32, Precision, matmul_transposed
@@ -57,7 +57,7 @@ class GPT2Config:
     epsilon: float = 1e-5
     precision: Precision = FLOAT32
     remat: bool = False
-    attention: Performer | None = None
+    attention: Performer | Linformer | None = None
 
     def __post_init__(self):
         for field in ("vocab_size", "positions", "width", "layers", "heads"):

@@ -26,7 +26,7 @@ from jcl.models.attention import (
     next_slots,
     places,
 )
-from jcl.models.efficient_attention import Performer, features_of, performer
+from jcl.models.efficient_attention import Linformer, Performer, features_of, performer
 from jcl.models.layers import Alone, run, split
 from jcl.models.model import Model, Tensor, setting
 from jcl.models.precision import FLOAT32, Precision, matmul, matmul_transposed
@@ -121,7 +121,7 @@ class LlamaConfig:
     epsilon: float = 1e-6
     precision: Precision = FLOAT32
     remat: bool = False
-    attention: Performer | None = None
+    attention: Performer | Linformer | None = None
 
     def __post_init__(self):
         def refuse(why):
