@@ -16,6 +16,7 @@ given. Run it on an idle machine.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -126,7 +127,7 @@ def show(title, table, value_of):
     for name in table[lengths[0]]:
         values = [value_of(table[length][name]) for length in lengths]
         print(f"  {name:38}" + "".join(f"{value:9.1f}" for value in values))
-        growth = [after / before for before, after in zip(values, values[1:], strict=False)]
+        growth = [after / before for before, after in itertools.pairwise(values)]
         print(f"    {'growth':36}" + " " * 9 + "".join(f"{value:9.2f}" for value in growth))
 
 
