@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce text bench bench-models bench-strategies clean
+.PHONY: demo test test-fast check parity claims reproduce text bench bench-attention bench-models bench-strategies clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -55,6 +55,9 @@ text: .venv/demo
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py
+
+bench-attention: .venv/demo
+	$(BIN)/python benchmarks/attention.py
 
 bench-models: .venv/bench
 	$(BIN)/python benchmarks/models.py

@@ -3,6 +3,7 @@
 from jcl.models.adapters import adapters
 from jcl.models.bert import BertConfig, bert
 from jcl.models.cosine_head import cosine_head
+from jcl.models.efficient_attention import Linformer, Performer
 from jcl.models.generate import Generated, generate, probabilities
 from jcl.models.gpt2 import GPT2_SIZES, GPT2Config, gpt2
 from jcl.models.hf import from_pretrained, save_pretrained, tokenizer
@@ -21,9 +22,11 @@ __all__ = [
     "BertConfig",
     "GPT2Config",
     "Generated",
+    "Linformer",
     "LlamaConfig",
     "MLPConfig",
     "Model",
+    "Performer",
     "Precision",
     "Rope",
     "adapters",

@@ -16,7 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from jcl import checks
 from jcl.errors import InputError
-from jcl.models import precision, wrapping
+from jcl.models import efficient_attention, precision, wrapping
+from jcl.models.efficient_attention import (
+    Linformer,
+    Performer,
+    features_of,
+    performer,
+    projected,
+)
 from jcl.models.layers import Alone, Dense, LayerNorm, dropout, gelu, gelu_tanh, run, split
 from jcl.models.model import Model, Tensor
 from jcl.models.precision import FLOAT32, Precision, einsum, matmul_transposed
@@ -52,6 +59,8 @@ class BertConfig:
             in the other families it is only kept for Hugging Face.
         precision: types of the params and products.
         remat: keep only what enters a block for the backward pass, which computes the rest again.
+        attention: None is exact; a Performer needs dropout=0.0. With a Linformer the dropout acts
+            on the weights of the projected keys.
     """
 
     vocab_size: int = 30522
@@ -71,6 +80,7 @@ class BertConfig:
     padding: int = 0
     precision: Precision = FLOAT32
     remat: bool = False
+    attention: Performer | Linformer | None = None
 
     def __post_init__(self):
         for field in ("vocab_size", "positions", "width", "layers", "heads", "inner", "classes"):
@@ -85,6 +95,7 @@ class BertConfig:
         checks.number("BertConfig", "dropout", self.dropout, "[0, 1)")
         checks.number("BertConfig", "epsilon", self.epsilon, "(0, 1)")
         precision.check("BertConfig", self)
+        efficient_attention.check("BertConfig", self, causal=False)
         checks.one_of("BertConfig", "head", self.head, ("masked_lm", "classes", "features"))
         checks.one_of("BertConfig", "pooling", self.pooling, ("first", "mean"))
         checks.one_of("BertConfig", "activation", self.activation, tuple(_ACTIVATIONS))
@@ -198,17 +209,32 @@ class Attention(nn.Module):
         # As in GPT-2: heads lead, the keys' positions come last, and the weights are divided by
         # their sum after the product with the values.
         keys, values = (heads(name).transpose(0, 1, 3, 2) for name in ("key", "value"))
-        scores = einsum("bhqd,bhdk->bhqk", query, keys, config.precision)
-        if mask is not None:
-            scores = jnp.where(mask[:, None, None, :] > 0, scores, -1e9)
-        largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-        weights = jnp.exp(scores - largest)
-        total = weights.sum(axis=-1, keepdims=True)
-        weights = dropout(weights, config.dropout, key_weights)
-        out = einsum("bhqk,bhdk->bhqd", weights, values, config.precision) / total
+        if isinstance(config.attention, Performer):
+            drawn = features_of(config.attention, self, query.shape[-1], key_weights)
+            out = performer(
+                query, keys, values, mask, drawn, causal=False, precision=config.precision
+            )
+        else:
+            if isinstance(config.attention, Linformer):
+                keys, values = projected(
+                    config.attention, self, config.positions, mask, keys, values, config.precision
+                )
+                mask = None
+            out = _attend(config, query, keys, values, mask, key_weights)
         out = out.transpose(0, 2, 1, 3).reshape(rows, width)
         out = Dense(width, precision=config.precision, name="output")(out)
         return dropout(out, config.dropout, key_out)
+
+
+def _attend(config, query, keys, values, mask, key):
+    scores = einsum("bhqd,bhdk->bhqk", query, keys, config.precision)
+    if mask is not None:
+        scores = jnp.where(mask[:, None, None, :] > 0, scores, -1e9)
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = dropout(weights, config.dropout, key)
+    return einsum("bhqk,bhdk->bhqd", weights, values, config.precision) / total
 
 
 class MLP(nn.Module):
@@ -333,8 +359,9 @@ IGNORED = (
 """Names that a checkpoint may hold beside those of `tensors`: buffers, the copies of tied tensors,
 and the heads, of which a model has one."""
 
-HEAD = ("classifier/*", "pooler/*", "predictions/*")
-"""Paths of params that a checkpoint of another head lacks; they are then taken from init."""
+HEAD = ("classifier/*", "pooler/*", "predictions/*", "layer_*/attn/*_projection")
+"""Paths of params that a checkpoint of another head, or of exact attention where Linformer's is
+wanted, lacks; they are then taken from init."""
 
 # Ours: BERT's and RoBERTa's in config.json, and DistilBERT's.
 _FIELDS = {
@@ -485,7 +512,9 @@ def tensors(config: BertConfig) -> dict[str, Tensor]:
     found = {}
     for path in wrapping.names(wrapping.shapes(bert(config))):
         module, _, leaf = path.rpartition("/")
-        if leaf.endswith("_embeddings"):
+        if leaf.endswith("_projection"):
+            found[path] = Tensor(path)  # in no checkpoint of Hugging Face's
+        elif leaf.endswith("_embeddings"):
             found[path] = Tensor(f"{module_name(path)}.weight")
         else:
             last = "bias" if leaf == "bias" else "weight"

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
-from jcl.models import precision
+from jcl.models import efficient_attention, precision
 from jcl.models.attention import (
     Slots,
     cached_attention,
@@ -24,6 +24,7 @@ from jcl.models.attention import (
     next_slots,
     places,
 )
+from jcl.models.efficient_attention import Linformer, Performer, features_of, performer
 from jcl.models.layers import Dense, LayerNorm, dropout, gelu_tanh, run, split
 from jcl.models.model import Model, Tensor, setting
 from jcl.models.precision import FLOAT32, Precision, matmul_transposed
@@ -43,6 +44,8 @@ class GPT2Config:
         epsilon: of the layer norms.
         precision: types of the params and products.
         remat: keep only what enters a block for the backward pass, which computes the rest again.
+        attention: None is exact; a Performer needs dropout=0.0, and without a cache `generate`
+            computes all tokens at every step.
     """
 
     vocab_size: int = 50257
@@ -54,6 +57,7 @@ class GPT2Config:
     epsilon: float = 1e-5
     precision: Precision = FLOAT32
     remat: bool = False
+    attention: Performer | Linformer | None = None
 
     def __post_init__(self):
         for field in ("vocab_size", "positions", "width", "layers", "heads"):
@@ -65,6 +69,7 @@ class GPT2Config:
             )
         checks.number("GPT2Config", "dropout", self.dropout, "[0, 1)")
         precision.check("GPT2Config", self)
+        efficient_attention.check("GPT2Config", self, causal=True)
 
 
 GPT2_SIZES = {
@@ -125,7 +130,7 @@ def gpt2(config: GPT2Config | str) -> Model:
 
     attentions = [f"h_{layer}/attn" for layer in range(config.layers)]
     cached = decoding(module, attentions, config.heads, config.width // config.heads)
-    return Model(init, apply, config, features, head, **cached)
+    return Model(init, apply, config, features, head, **({} if config.attention else cached))
 
 
 # What Hugging Face's GPT-2 keeps beside the parameters: causal masks, and the head's copy of the
@@ -217,6 +222,11 @@ class Attention(nn.Module):
         if isinstance(mask, Slots):
             keys, values = keys.swapaxes(2, 3), values.swapaxes(2, 3)
             out = cached_attention(self, query, keys, values, mask)
+        elif config.attention is not None:
+            drawn = features_of(config.attention, self, query.shape[-1], key_weights)
+            out = performer(
+                query, keys, values, mask, drawn, causal=True, precision=config.precision
+            )
         else:
             out = causal_attention(
                 query, keys, values, mask, config.dropout, key_weights, precision=config.precision

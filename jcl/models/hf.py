@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from jcl import paths
 from jcl.errors import InputError, SaveError
-from jcl.models import wrapping
+from jcl.models import efficient_attention, wrapping
 from jcl.models.lora import merge_lora
 from jcl.models.model import Model, Tensor
 
@@ -65,10 +65,10 @@ def from_pretrained(
         dtype: of the params, such as jnp.bfloat16, or "auto" for that of the checkpoint; by default
             what the config's precision says, float32 where it says nothing. Adam turns float16
             params into NaN, so train in another type.
-        key: for the first weights of a head that the checkpoint lacks; without it such a
-            checkpoint is refused.
+        key: for the first weights of a head, or of Linformer's projections, that the checkpoint
+            lacks; without it such a checkpoint is refused.
         changes: fields of the family's config to be other than the checkpoint's, such as
-            dropout=0.0.
+            dropout=0.0 or, with it, attention=jcl.models.Performer(features=256).
 
     Returns:
         (model, params); the model's config is its family's.
@@ -159,11 +159,13 @@ def save_pretrained(
     Raises:
         InputError: the folder holds a model; a parameter is none of the family's, or missing, or
             of another shape, each by name; the params hold adapters and `lora` does not say what
-            becomes of them, or they hold none; the tokenizer has more tokens than the model.
+            becomes of them, or they hold none; the tokenizer has more tokens than the model; its
+            attention is not exact, of which Hugging Face knows nothing.
         SaveError: a file could not be written.
     """
     folder = Path(folder)
     family = _family_of(model.config)
+    efficient_attention.check_exact("save_pretrained", model.config)
     tensors = family.tensors(model.config)
     params = _base(model, params, lora)
     settings, weights = family.to_hf(model.config), {}
@@ -332,7 +334,7 @@ def _find(
         places = family.tensors(config)
         problems.append(f"missing: {_listed([places[path].name for path in missing])}")
         if all(paths.matches(path, getattr(family, "HEAD", ())) for path in missing):
-            problems.append("give key=jax.random.key(0), and the head begins afresh")
+            problems.append("give key=jax.random.key(0), and these begin afresh")
     if surplus:
         problems.append(f"left over: {_listed(surplus)}")
     if wrong:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
-from jcl.models import precision
+from jcl.models import efficient_attention, precision
 from jcl.models.attention import (
     Slots,
     cached_attention,
@@ -26,6 +26,7 @@ from jcl.models.attention import (
     next_slots,
     places,
 )
+from jcl.models.efficient_attention import Linformer, Performer, features_of, performer
 from jcl.models.layers import Alone, run, split
 from jcl.models.model import Model, Tensor, setting
 from jcl.models.precision import FLOAT32, Precision, matmul, matmul_transposed
@@ -97,6 +98,8 @@ class LlamaConfig:
         epsilon: of the norms.
         precision: types of the params and products.
         remat: keep only what enters a block for the backward pass, which computes the rest again.
+        attention: None is exact; a Performer needs dropout=0.0 and no window, and without a cache
+            `generate` computes all tokens at every step.
     """
 
     vocab_size: int = 32000
@@ -118,6 +121,7 @@ class LlamaConfig:
     epsilon: float = 1e-6
     precision: Precision = FLOAT32
     remat: bool = False
+    attention: Performer | Linformer | None = None
 
     def __post_init__(self):
         def refuse(why):
@@ -148,6 +152,7 @@ class LlamaConfig:
             refuse("whole_layers is for Qwen2 with a window")
         checks.number("LlamaConfig", "dropout", self.dropout, "[0, 1)")
         precision.check("LlamaConfig", self)
+        efficient_attention.check("LlamaConfig", self, causal=True)
 
 
 CLASSES = {
@@ -208,7 +213,7 @@ def llama(config: LlamaConfig) -> Model:
 
     attentions = [f"layers_{layer}/self_attn" for layer in range(config.layers)]
     cached = decoding(module, attentions, config.key_value_heads, config.head_width)
-    return Model(init, apply, config, features, head, **cached)
+    return Model(init, apply, config, features, head, **({} if config.attention else cached))
 
 
 # What Hugging Face's checkpoints may hold beside the parameters: the frequencies of the rotation,
@@ -420,9 +425,15 @@ class Attention(nn.Module):
                 jnp.repeat(each.swapaxes(2, 3), config.heads // config.key_value_heads, axis=1)
                 for each in (keys, values)
             )
-            out = causal_attention(
-                query, keys, values, mask, config.dropout, key, self.window, config.precision
-            )
+            if config.attention is not None:
+                drawn = features_of(config.attention, self, size, key)
+                out = performer(
+                    query, keys, values, mask, drawn, causal=True, precision=config.precision
+                )
+            else:
+                out = causal_attention(
+                    query, keys, values, mask, config.dropout, key, self.window, config.precision
+                )
         out = out.transpose(0, 2, 1, 3).reshape(rows, config.heads * size)
         return Linear(width, config.bias, config.precision, name="o_proj")(out)
 
