@@ -127,7 +127,8 @@ def from_pretrained(
             lacking = [name for name in listed or () if name not in held]
             if lacking:
                 raise InputError(
-                    f"{path} lacks {_listed(lacking)}, which {INDEX} says is there: fetch both again."
+                    f"{path} lacks {_listed(lacking)}, which {INDEX} says is there: fetch both "
+                    "again."
                 )
             files |= {_renamed(family, name): (file, name) for name in listed or held}
         tensors, fresh = _find(folder, family, config, shapes, files, key is not None)
@@ -208,7 +209,8 @@ def save_pretrained(
         fields["dtype"] = str(jnp.result_type(*{leaf.dtype for leaf in leaves.values()}))
         if tokenizer is not None:
             fields |= _special_tokens(tokenizer, model.config)
-        fields = _extended(fields, settings or {}, family)
+        if settings:
+            fields = _extended(fields, settings, family)
         if fields.get("jcl", {}).get("head") == "classes":
             warnings.warn(
                 f"{folder}: Hugging Face has no classifier over the mean, so that AutoModel loads "
@@ -260,11 +262,11 @@ def tokenizer(source: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     folder = _local(source, ("*.json", "*.txt", "*.model", "*.jinja"))
-    remedy = "The folder needs tokenizer.json, or the vocabulary's files: vocab.json and merges.txt"
-    remedy += (
-        " (GPT-2), vocab.txt (BERT), tokenizer.model (Llama), and with them a config.json with"
+    remedy = (
+        "The folder needs tokenizer.json, or the vocabulary's files: vocab.json and merges.txt "
+        "(GPT-2), vocab.txt (BERT), tokenizer.model (Llama); and beside them a config.json, at "
+        'least {"model_type": "gpt2"}, or a tokenizer_config.json.'
     )
-    remedy += ' its model_type, such as {"model_type": "gpt2"}, or a tokenizer_config.json.'
     try:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
@@ -526,8 +528,8 @@ def _special_tokens(tokenizer: Any, config: Any) -> dict[str, int]:
     padding = ids["pad_token_id"]
     if getattr(config, "family", None) == "roberta" and padding not in (None, config.padding):
         raise InputError(
-            f"The tokenizer pads with token {padding} and the RoBERTa with {config.padding}, behind "
-            "which its positions begin: give the tokenizer that the model was trained with."
+            f"The tokenizer pads with token {padding} and the RoBERTa with {config.padding}, by "
+            "which its positions count: give the tokenizer that the model was trained with."
         )
     return {field: number for field, number in ids.items() if number is not None}
 
@@ -542,8 +544,8 @@ def _extended(
         extended["label2id"] = {label: int(number) for number, label in labels.items()}
     if family.from_hf(extended) != family.from_hf(fields):
         raise InputError(
-            f"save_pretrained(settings={{{', '.join(settings)}}}): they say another shape or padding "
-            "than the model's, or another number of labels; leave those fields out."
+            f"save_pretrained(settings={{{', '.join(settings)}}}): they say another shape, padding "
+            "or number of labels than the model's; leave those fields out."
         )
     return extended
 
@@ -647,7 +649,7 @@ def _open(path: Path) -> Any:
 
 
 def _placed(sharding: Any, path: str, shape: tuple[int, ...]) -> Sharding | None:
-    given = sharding if sharding is None or isinstance(sharding, Sharding) else None
+    given: Any = sharding if sharding is None or isinstance(sharding, Sharding) else None
     if callable(sharding) and not isinstance(sharding, Mesh):
         given = sharding(path)
     elif given is not sharding:
