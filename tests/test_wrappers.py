@@ -210,7 +210,7 @@ def test_adapters_stand_by_default_in_every_family():
         (GPT2, {"attn", "mlp"}),
         (jcl.models.llama(shape), {"self_attn", "mlp"}),
     ):
-        own = wrapping.shapes(adapters(model, width=2))["adapters"]
+        own = jax.eval_shape(adapters(model, width=2).init, jax.random.key(0))["adapters"]
         assert all(set(block) == branches for block in own.values())
     with pytest.raises(InputError, match=r"matches '\*/attn'"):
         adapters(MLP, width=2)

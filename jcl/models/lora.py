@@ -117,8 +117,8 @@ def merge_lora(params: Any, alpha: float) -> Any:
     merged = jax.tree_util.tree_map_with_path(merge, base)
     if narrow:
         warnings.warn(
-            f"merge_lora: the kernels are {', '.join(sorted(narrow))}, to which the sums are rounded, "
-            "so that a part of what the adapters learned is lost. Cast the params first: "
+            f"merge_lora: the kernels are {', '.join(sorted(narrow))}, to which the sums are "
+            "rounded, so that a part of what the adapters learned is lost. Cast the params first: "
             'jax.tree.map(lambda leaf: leaf.astype("float32"), params).',
             stacklevel=2,
         )
