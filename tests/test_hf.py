@@ -557,7 +557,7 @@ def test_the_mean_has_no_classifier_in_hugging_face(tmp_path):
 
 def test_config_json_has_the_widest_type(saved, tmp_path):
     _, model, params = saved
-    narrow = {**params, "ln_f": jax.tree.map(lambda x: x.astype("bfloat16"), params["ln_f"])}
+    narrow = {**params, "h_0": jax.tree.map(lambda x: x.astype("bfloat16"), params["h_0"])}
     save_pretrained(tmp_path / "mixed", model, narrow)
     assert json.loads((tmp_path / "mixed" / "config.json").read_text())["dtype"] == "float32"
     equal(from_pretrained(tmp_path / "mixed", dtype="auto")[1], narrow)
