@@ -303,6 +303,11 @@ def test_a_head_of_another_shape_begins_afresh_on_demand(tmp_path):
     with pytest.raises(InputError, match=r"intermediate.dense.weight is \[12, 8\]") as caught:
         from_pretrained(tmp_path, key=jax.random.key(7))
     assert "key=" not in str(caught.value)
+    settings(tmp_path, intermediate_size=12)
+    spoiled = ("bert.embeddings.LayerNorm.weight", "classifier.weight")
+    rewrite(tmp_path, lambda tensors: [tensors.pop(name) for name in spoiled])
+    with pytest.raises(InputError, match=f"missing: {spoiled[0]}.$"):
+        from_pretrained(tmp_path, key=jax.random.key(7))
 
 
 def test_names_of_before(saved, monkeypatch):

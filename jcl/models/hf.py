@@ -362,21 +362,22 @@ def _find(
     missing, surplus, heads = [], dict.fromkeys(files), 0
     for path, tensor in family.tensors(config).items():
         head = paths.matches(path, getattr(family, "HEAD", ()))
+        afresh = head and fresh_allowed
         bare = tensor.name
         for prefix in prefixes:
             bare = bare.removeprefix(prefix)
         possible = (tensor.name, bare, *[prefix + bare for prefix in prefixes])
         names = [name for name in possible if name in files]
         if not names:
-            (fresh if head and fresh_allowed else missing).append(path)
-            heads += head
+            (fresh if afresh else missing).append(path)
+            heads += head and not afresh
             continue
         surplus.pop(names[0])
         file, name = files[names[0]]
         kept = file.get_slice(name)
         shape = tuple(kept.get_shape()[::-1] if tensor.transpose else kept.get_shape())
         if shape != shapes[path].shape:
-            if head and fresh_allowed:
+            if afresh:
                 fresh.append(path)
                 continue
             heads += head
@@ -392,7 +393,7 @@ def _find(
     own = [
         f"{name} differs from {table}"
         for name, table in copies.items()
-        if name in files and not _same(files[name], files[table])
+        if name in files and not wrong and not _same(files[name], files[table])
     ]
     surplus = [name for name in surplus if name not in copies]
     surplus = [name for name in surplus if not any(re.search(p, name) for p in family.IGNORED)]
