@@ -314,7 +314,7 @@ def test_names_beside_the_params():
 def test_only_the_head_is_not_in_a_bare_encoder(family):
     types = 0 if family == "distilbert" else 2
     name = lambda head, pooling: {
-        tensor.name: path
+        shorter(tensor.name): path
         for path, tensor in tensors(
             dataclasses.replace(SMALL, family=family, types=types, head=head, pooling=pooling)
         ).items()

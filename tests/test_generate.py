@@ -69,14 +69,20 @@ def test_cached_logits_equal_the_uncached(name, mask):
     assert jnp.abs(whole).max() > 1
 
 
-def test_the_cache_is_of_the_heads_of_the_keys_and_of_the_params_type():
-    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), made(MODELS["llama"]))
-    cache = MODELS["llama"].cache(params, 3, 9)
+def test_the_cache_is_of_the_heads_of_the_keys_and_of_the_products_type():
+    """Narrow params are multiplied in float32, and then cached logits equal the uncached."""
+    model = MODELS["llama"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), made(model))
+    cache = model.cache(params, 3, 9)
     assert cache["layers_0"]["self_attn"]["keys"].shape == (3, 2, 9, 4)
-    assert cache["layers_1"]["self_attn"]["values"].dtype == jnp.bfloat16
-    logits, cache = MODELS["llama"].decode(params, INPUTS[:, :5], cache=cache)
-    assert logits.dtype == jnp.float32
-    assert cache["layers_0"]["self_attn"]["keys"].dtype == jnp.bfloat16
+    whole = jax.jit(model.apply)(params, INPUTS[:, :6])
+    _, cache = model.decode(params, INPUTS[:, :5], cache=cache)
+    assert cache["layers_1"]["self_attn"]["values"].dtype == jnp.float32
+    logits, _ = model.decode(params, INPUTS[:, 5:6], cache=cache)
+    np.testing.assert_allclose(logits, whole[:, 5], atol=1e-5 * float(jnp.abs(whole).max()))
+    narrow = jcl.models.Precision(compute="bfloat16")
+    model = llama(dataclasses.replace(CONFIG, precision=narrow))
+    assert model.cache(params, 3, 9)["layers_0"]["self_attn"]["keys"].dtype == jnp.bfloat16
 
 
 def test_a_cache_that_is_too_long_or_too_short_is_refused():
@@ -309,6 +315,10 @@ def test_training_is_not_touched():
         ({"top_p": 0.0}, "top_p=0.0"),
         ({"top_p": 1.5}, "top_p=1.5"),
         ({"top_k": 3, "key": None}, "need a key"),
+        ({"temperature": 0.7, "key": None}, "need a key"),
+        ({"inputs": INPUTS.tolist()}, r"inputs are list; give an array of whole numbers"),
+        ({"inputs": INPUTS[0]}, r"int32 \[12\]; give .* \[batch, length\]"),
+        ({"inputs": INPUTS + 0.5}, r"float32 \[3, 12\]; give an array of whole numbers"),
         ({"stop": [61]}, "61 is none of the model's 61 tokens"),
         ({"stop": [-1]}, "stop=-1"),
         ({"inputs": INPUTS.at[0, 0].set(61)}, "tokens from .* to 61"),

@@ -5,6 +5,7 @@ import json
 import resource
 import sys
 import tracemalloc
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,10 @@ import jcl
 from jcl import InputError
 from jcl.errors import SaveError
 from jcl.models import (
+    BertConfig,
     GPT2Config,
     LlamaConfig,
+    bert,
     from_pretrained,
     gpt2,
     llama,
@@ -29,6 +32,9 @@ from jcl.models import (
 
 SHAPE = GPT2Config(61, positions=24, width=32, layers=2, heads=4, dropout=0.0)
 LLAMA = LlamaConfig(61, positions=24, width=32, inner=48, layers=2, heads=4, key_value_heads=2)
+BERT = BertConfig(
+    40, positions=9, width=8, layers=1, heads=2, inner=12, head="classes", classes=3, padding=1
+)
 INPUTS = jax.random.randint(jax.random.key(0), (3, 24), 0, 61)
 
 
@@ -187,12 +193,63 @@ def test_shards(saved):
     index.write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     equal(from_pretrained(folder)[1], params)
 
+    # A tensor counts where the index says that it is, and nowhere else.
+    first = next(name for name, shard in shards.items() if shard == "model-0.safetensors")
+    last = load_file(folder / "model-2.safetensors")
+    save_file({**last, first: tensors[first] + 1}, folder / "model-2.safetensors")
+    equal(from_pretrained(folder)[1], params)
+    index.write_text(json.dumps({"weight_map": {**shards, first: "model-1.safetensors"}}))
+    with pytest.raises(InputError, match=f"model-1.safetensors lacks {first}, .*fetch both"):
+        from_pretrained(folder)
+    index.write_text(json.dumps({"weight_map": shards}))
+
     (folder / "model-1.safetensors").rename(folder / "gone")
     with pytest.raises(InputError, match="model-1.safetensors, not there"):
         from_pretrained(folder)
-    index.write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
-    with pytest.raises(InputError, match="must name files of the folder.*elsewhere"):
-        from_pretrained(folder)
+    for wrong in ("../elsewhere.safetensors", "README.md"):
+        index.write_text(json.dumps({"weight_map": {"a": wrong}}))
+        with pytest.raises(InputError, match=f"must name files of the folder.*{wrong}"):
+            from_pretrained(folder)
+
+
+TABLE = "bert.embeddings.word_embeddings.weight"
+COPIES = {
+    "gpt2": (SHAPE, "lm_head.weight", "transformer.wte.weight", "tied always"),
+    "llama": (
+        dataclasses.replace(LLAMA, tied=True), "lm_head.weight", "model.embed_tokens.weight",
+        "set tie_word_embeddings to false",
+    ),
+    "bert": (
+        dataclasses.replace(BERT, head="masked_lm"), "cls.predictions.decoder.weight", TABLE,
+        "tied always",
+    ),
+    "bias": (
+        dataclasses.replace(BERT, head="masked_lm"), "cls.predictions.decoder.bias",
+        "cls.predictions.bias", "tied always",
+    ),
+    "roberta": (
+        dataclasses.replace(BERT, head="masked_lm", family="roberta"), "lm_head.decoder.weight",
+        TABLE.replace("bert", "roberta"), "tied always",
+    ),
+    "distilbert": (
+        dataclasses.replace(BERT, head="masked_lm", family="distilbert", types=0),
+        "vocab_projector.weight", TABLE.replace("bert", "distilbert"), "tied always",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_tied_head_that_is_none(kind, tmp_path):
+    """The copy of the token table may be in the file, and must be one."""
+    shape, copy, table, remedy = COPIES[kind]
+    model = {GPT2Config: gpt2, LlamaConfig: llama, BertConfig: bert}[type(shape)](shape)
+    params = made(model)
+    save_pretrained(tmp_path, model, params)
+    rewrite(tmp_path, lambda tensors: tensors.update({copy: tensors[table]}))
+    equal(from_pretrained(tmp_path)[1], params)
+    rewrite(tmp_path, lambda tensors: tensors.update({copy: tensors[table] + 1}))
+    with pytest.raises(InputError, match=f"{copy} differs from {table}; .*{remedy}"):
+        from_pretrained(tmp_path)
 
 
 def test_a_checkpoint_of_the_bare_model_with_its_masks(saved):
@@ -232,6 +289,27 @@ def test_a_head_that_is_missing_begins_afresh_on_demand(saved, monkeypatch):
     equal(found, wanted)
 
 
+def test_a_head_of_another_shape_begins_afresh_on_demand(tmp_path):
+    model = bert(BERT)
+    params = made(model)
+    save_pretrained(tmp_path, model, params)
+    with pytest.raises(InputError, match=r"classifier.weight is \[3, 8\].*; give key="):
+        from_pretrained(tmp_path, classes=5)
+    new, found = from_pretrained(tmp_path, classes=5, key=jax.random.key(7))
+    first = jax.jit(new.init)(jax.random.key(7))
+    assert first["classifier"]["kernel"].shape == (8, 5)
+    equal(found, {**params, "classifier": first["classifier"]})
+    settings(tmp_path, intermediate_size=13)  # what is no head is refused, with a key too
+    with pytest.raises(InputError, match=r"intermediate.dense.weight is \[12, 8\]") as caught:
+        from_pretrained(tmp_path, key=jax.random.key(7))
+    assert "key=" not in str(caught.value)
+    settings(tmp_path, intermediate_size=12)
+    spoiled = ("bert.embeddings.LayerNorm.weight", "classifier.weight")
+    rewrite(tmp_path, lambda tensors: [tensors.pop(name) for name in spoiled])
+    with pytest.raises(InputError, match=f"missing: {spoiled[0]}.$"):
+        from_pretrained(tmp_path, key=jax.random.key(7))
+
+
 def test_names_of_before(saved, monkeypatch):
     folder, _, params = saved
 
@@ -266,6 +344,19 @@ def test_params_land_on_the_mesh(saved):
     np.testing.assert_allclose(
         jax.jit(model.apply)(found, INPUTS), jax.jit(model.apply)(params, INPUTS), atol=1e-5
     )
+
+
+def test_what_does_not_fit_the_sharding(saved):
+    folder = saved[0]
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Auto,))
+    columns = NamedSharding(mesh, PartitionSpec(None, "model"))
+    with pytest.raises(InputError, match=r"h_0/attn/c_attn/bias is \[96\].*lambda path"):
+        from_pretrained(folder, sharding=columns)
+    rows = NamedSharding(mesh, PartitionSpec("model"))
+    with pytest.raises(InputError, match=r"wte is \[61, 32\].*lambda path"):
+        from_pretrained(folder, sharding=lambda path: rows if path == "wte" else None)
+    with pytest.raises(InputError, match=r"sharding=a Mesh\): .*NamedSharding\(mesh"):
+        from_pretrained(folder, sharding=mesh)
 
 
 def test_the_host_holds_one_tensor_at_a_time(tmp_path):
@@ -340,6 +431,12 @@ def test_what_gpt2_is_not_made_for(saved, fields):
         from_pretrained(folder)
 
 
+def test_packed_tensors_are_refused(saved):
+    settings(saved[0], quantization_config={"bits": 4})
+    with pytest.raises(InputError, match="quantization_config.*dequantize"):
+        from_pretrained(saved[0])
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
 def test_a_pickle_is_not_read(saved, name):
     folder = saved[0]
@@ -406,14 +503,69 @@ def test_a_model_is_replaced_only_on_demand(saved):
     with pytest.raises(InputError, match="holds a model already.*overwrite=True"):
         save_pretrained(folder, model, other)
     equal(from_pretrained(folder)[1], params)
-    for name in ("adapter_config.json", "adapter_model.safetensors", "model-1.safetensors"):
+    (folder / "model-1.safetensors").write_text("of the old model")
+    index = {"weight_map": {"wte": "model-1.safetensors", "wpe": "model-0.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    mine = ["README.md", "adapter_config.json", "adapter_model.safetensors", "mine.safetensors"]
+    for name in mine:
         (folder / name).write_text("{}")
-    (folder / "README.md").write_text("mine")
     save_pretrained(folder, model, other, overwrite=True)
     equal(from_pretrained(folder)[1], other)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", "config.json", "model.safetensors"
-    ]  # fmt: skip
+    found = sorted(path.name for path in folder.iterdir())
+    assert found == sorted([*mine, "config.json", "model.safetensors"])
+
+
+def test_an_adapter_takes_the_place_of_an_adapter_alone(saved):
+    folder, base, params = saved
+    model = lora(base, rank=2, alpha=4.0)
+    both = {**made(model), **params}
+    with pytest.raises(InputError, match=r"holds a model already \(config.json, model.safet"):
+        save_pretrained(folder, model, both, lora="adapter")
+    for _ in range(2):
+        save_pretrained(folder, model, both, lora="adapter", overwrite=True)
+    equal(from_pretrained(folder)[1], params)
+    assert len(load_file(folder / "adapter_model.safetensors")) == 8
+
+
+def test_fields_of_config_json_that_the_model_does_not_know(tmp_path):
+    model = bert(BERT)
+    params, labels = made(model), {0: "no", 1: "maybe", 2: "yes"}
+    own = {"id2label": labels, "problem_type": "single_label_classification", "eos_token_id": 5}
+    save_pretrained(tmp_path, model, params, settings=own)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
+    assert written["label2id"] == {"no": 0, "maybe": 1, "yes": 2}
+    assert (written["problem_type"], written["eos_token_id"]) == (own["problem_type"], 5)
+    assert from_pretrained(tmp_path)[0].config == BERT
+    for other in ({"id2label": {0: "no", 1: "yes"}}, {"hidden_size": 4}, {"pad_token_id": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(other))}.*another shape, padding"):
+            save_pretrained(tmp_path / "other", model, params, settings=other)
+    adapted = lora(model, rank=2, alpha=4.0)
+    with pytest.raises(InputError, match="adapter has no config.json"):
+        save_pretrained(tmp_path, adapted, made(adapted), lora="adapter", settings=own)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_mean_has_no_classifier_in_hugging_face(tmp_path):
+    model = bert(dataclasses.replace(BERT, pooling="mean"))
+    params = made(model)
+    with pytest.warns(UserWarning, match='no classifier over the mean.*pooling="first"') as caught:
+        save_pretrained(tmp_path / "classes", model, params)
+    assert len(caught) == 1
+    again, found = from_pretrained(tmp_path / "classes")
+    assert again.config == model.config
+    equal(found, params)
+    model = bert(dataclasses.replace(model.config, head="features"))
+    with warnings.catch_warnings(action="error"):
+        save_pretrained(tmp_path / "features", model, made(model))
+
+
+def test_config_json_has_the_widest_type(saved, tmp_path):
+    _, model, params = saved
+    narrow = {**params, "h_0": jax.tree.map(lambda x: x.astype("bfloat16"), params["h_0"])}
+    save_pretrained(tmp_path / "mixed", model, narrow)
+    assert json.loads((tmp_path / "mixed" / "config.json").read_text())["dtype"] == "float32"
+    equal(from_pretrained(tmp_path / "mixed", dtype="auto")[1], narrow)
 
 
 def test_a_full_disk_leaves_the_old_model(saved):
@@ -447,6 +599,10 @@ def test_params_that_are_not_the_models(tmp_path):
         save_pretrained(tmp_path, mlp, made(mlp))
     with pytest.raises(InputError, match='lora="merged".*give the model that jcl.models.lora made'):
         save_pretrained(tmp_path, model, params, lora="merged")
+    with pytest.raises(InputError, match='lora="?\'?mergd.*one of "merged", "adapter"'):
+        save_pretrained(tmp_path, model, params, lora="mergd")
+    with pytest.raises(InputError, match='no entry "lora"'):
+        merge_lora(params, 4.0)
     assert not [*tmp_path.iterdir()]
 
 
@@ -473,6 +629,38 @@ def test_lora_merged(shape, tmp_path):
     np.testing.assert_allclose(
         jax.jit(base.apply)(found, INPUTS), wanted, atol=2e-4 * float(jnp.abs(wanted).max())
     )
+
+
+def test_lora_merged_into_narrow_kernels(tmp_path):
+    """The sum is rounded once, and not without a word."""
+    _, model, params = adapted(SHAPE)
+    params = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
+    wide = jax.tree.map(lambda leaf: leaf.astype("float32"), params)
+    wanted = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), merge_lora(wide, 6.0))
+    with pytest.warns(UserWarning, match="kernels are bfloat16.*Cast the params first"):
+        equal(merge_lora(params, 6.0), wanted)
+    with pytest.warns(UserWarning, match="kernels are bfloat16.*Cast the params first"):
+        save_pretrained(tmp_path, model, params, lora="merged")
+    equal(from_pretrained(tmp_path, dtype="auto")[1], wanted)
+
+
+@pytest.mark.parametrize(
+    ("head", "pooling"), [("features", "first"), ("features", "mean"), ("classes", "mean")]
+)
+@pytest.mark.filterwarnings("ignore:.*no classifier over the mean")
+def test_a_bare_bert_has_no_prefix(head, pooling, tmp_path):
+    """As BertModel, which Hugging Face makes of it, and on which PEFT looks for the modules."""
+    base = bert(dataclasses.replace(BERT, head=head, pooling=pooling))
+    model = lora(base, rank=2, alpha=4.0, where="*/query")
+    params = made(model)
+    save_pretrained(tmp_path / "adapter", model, params, lora="adapter")
+    save_pretrained(tmp_path / "base", base, {n: p for n, p in params.items() if n != "lora"})
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == ["encoder.layer.0.attention.self.query"]
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    query = "encoder.layer.0.attention.self.query"
+    assert f"base_model.model.{query}.lora_A.weight" in adapter
+    assert f"{query}.weight" in load_file(tmp_path / "base" / "model.safetensors")
 
 
 @pytest.mark.parametrize("shape", [SHAPE, LLAMA], ids=["gpt2", "llama"])
@@ -550,7 +738,13 @@ def test_the_tokenizer_goes_with_the_model(tmp_path, words):
         save_pretrained(tmp_path / "other", small, made(small), tokenizer=words)
     with pytest.raises(InputError, match="none of transformers' tokenizers"):
         save_pretrained(tmp_path / "other", model, made(model), tokenizer=jcl.data.ByteTokenizer())
+    roberta = bert(dataclasses.replace(BERT, family="roberta", padding=1))
+    words.pad_token = "w5"
+    with pytest.raises(InputError, match="pads with token 5 and the RoBERTa with 1"):
+        save_pretrained(tmp_path / "other", roberta, made(roberta), tokenizer=words)
     assert not (tmp_path / "other").exists()
+    words.pad_token = "w1"
+    save_pretrained(tmp_path / "roberta", roberta, made(roberta), tokenizer=words)
 
 
 def test_an_empty_vocabulary_is_refused(tmp_path, words):
@@ -559,7 +753,13 @@ def test_an_empty_vocabulary_is_refused(tmp_path, words):
     with pytest.raises(InputError, match="empty but for special tokens.*vocab.json and merges.txt"):
         jcl.models.tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    with pytest.raises(InputError, match="no tokenizer could be read"):
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1, "ab": 2}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    with pytest.raises(
+        InputError, match="(?s)no tokenizer could be read.*beside them a config.json"
+    ):
         jcl.models.tokenizer(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')  # the remedy
+    assert jcl.models.tokenizer(tmp_path).encode("aba") == [2, 0]
     words.save_pretrained(tmp_path / "full")
     assert len(jcl.models.tokenizer(tmp_path / "full")) == 40

@@ -207,6 +207,18 @@ def test_olora_refuses_more_tasks_than_slots():
         jcl.olora(1.0, 0)
 
 
+def test_adapters_stand_by_default_in_every_family():
+    shape = jcl.models.LlamaConfig(9, positions=8, width=8, inner=8, layers=1, heads=2)
+    for model, branches in (
+        (GPT2, {"attn", "mlp"}),
+        (jcl.models.llama(shape), {"self_attn", "mlp"}),
+    ):
+        own = jax.eval_shape(adapters(model, width=2).init, jax.random.key(0))["adapters"]
+        assert all(set(block) == branches for block in own.values())
+    with pytest.raises(InputError, match=r"matches '\*/attn'"):
+        adapters(MLP, width=2)
+
+
 def test_lora_per_task_is_separate_over_the_adapters():
     adapted = lora(MLP, rank=2, alpha=4.0, where="layer_*")
     strategy = jcl.chain(

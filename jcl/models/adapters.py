@@ -10,7 +10,7 @@ from jcl.models import precision, wrapping
 from jcl.models.model import Model
 
 
-def adapters(model: Model, width: int, where: str | Sequence[str] = ("*/attn", "*/mlp")) -> Model:
+def adapters(model: Model, width: int, where: str | Sequence[str] | None = None) -> Model:
     """The model with a small network behind each chosen module, in params["adapters"].
 
     output = y + gelu(y down + down_bias) up + up_bias, with y what the module returned.
@@ -25,7 +25,8 @@ def adapters(model: Model, width: int, where: str | Sequence[str] = ("*/attn", "
     Args:
         model: any model made of Flax linen modules.
         width: of the bottleneck.
-        where: patterns of paths of modules, such as "h_*/mlp"; each must return one array.
+        where: patterns of paths of modules, such as "h_*/mlp"; each must return one array. None
+            is all that are called "attn", "self_attn" or "mlp".
 
     Raises:
         InputError: a pattern matches no such module; the message lists the nearest.
@@ -38,6 +39,9 @@ def adapters(model: Model, width: int, where: str | Sequence[str] = ("*/attn", "
     """
     width = checks.whole("adapters", "width", width)
     outer = wrapping.widths(model)
+    if where is None:
+        branches = ("attn", "self_attn", "mlp")
+        where = [path for path in outer if path.rpartition("/")[2] in branches] or "*/attn"
     paths = wrapping.chosen("adapters", where, list(outer))
 
     def make(key, _):

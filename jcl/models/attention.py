@@ -113,7 +113,8 @@ def decoding(module: Any, paths: Sequence[str], heads: int, width: int) -> dict[
             raise InputError(
                 f"cache: {length} tokens, and the model has {module.config.positions} positions."
             )
-        dtype = jax.tree.leaves(params)[0].dtype
+        # Of the products' type and not the params', so that cached logits equal the uncached.
+        dtype = module.config.precision.compute
         shape = (batch, heads, length, width)
         buffers = {
             path: {"keys": jnp.zeros(shape, dtype), "values": jnp.zeros(shape, dtype)}

@@ -343,7 +343,8 @@ def _first_position(config: BertConfig) -> int:
 
 # Hugging Face: its configuration, and its names of the tensors.
 
-PREFIX = ("bert.", "roberta.", "distilbert.")  # of the encoder's tensors, by family
+PREFIX = ("bert.", "roberta.", "distilbert.")
+"""Of the encoder's tensors where there is a head, by family."""
 
 RENAMED = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 """Names of old checkpoints, among them BERT base's, and those of today."""
@@ -356,12 +357,12 @@ IGNORED = (
     r"^vocab_(transform|layer_norm|projector)\.(weight|bias)$",
     r"^(pre_)?classifier\..+$",
 )
-"""Names that a checkpoint may hold beside those of `tensors`: buffers, the copies of tied tensors,
-and the heads, of which a model has one."""
+"""Names that a checkpoint may hold beside those of `tensors`: buffers, and the heads, of which a
+model has one."""
 
 HEAD = ("classifier/*", "pooler/*", "predictions/*", "layer_*/attn/*_projection")
-"""Paths of params that a checkpoint of another head, or of exact attention where Linformer's is
-wanted, lacks; they are then taken from init."""
+"""Paths of params that a checkpoint of another head, or of exact attention where Linformer\'s is
+wanted, lacks; with a key they begin afresh."""
 
 # Ours: BERT's and RoBERTa's in config.json, and DistilBERT's.
 _FIELDS = {
@@ -484,9 +485,9 @@ def to_hf(config: BertConfig) -> dict[str, Any]:
         names = [f"LABEL_{number}" for number in range(config.classes)]
         settings["id2label"] = {str(number): name for number, name in enumerate(names)}
         settings["label2id"] = {name: number for number, name in enumerate(names)}
-    head = config.head
-    if config.pooling == "mean" and head != "masked_lm":
-        settings["jcl"], head = {"head": head, "pooling": "mean"}, "features"
+    head = _served(config)
+    if config.pooling == "mean" and head == "features":
+        settings["jcl"] = {"head": config.head, "pooling": "mean"}
     return settings | {
         "model_type": config.family,
         "architectures": [_CLASSES[config.family] + _HEADS[head]],
@@ -496,7 +497,8 @@ def to_hf(config: BertConfig) -> dict[str, Any]:
 
 def tensors(config: BertConfig) -> dict[str, Tensor]:
     """Where Hugging Face keeps every parameter, by its path."""
-    prefix, distil = f"{config.family}.", config.family == "distilbert"
+    distil = config.family == "distilbert"
+    prefix = "" if _served(config) == "features" else f"{config.family}."
 
     def module_name(path):
         top, _, rest = path.partition("/")
@@ -520,6 +522,22 @@ def tensors(config: BertConfig) -> dict[str, Tensor]:
             last = "bias" if leaf == "bias" else "weight"
             found[path] = Tensor(f"{module_name(module)}.{last}", transpose=leaf == "kernel")
     return found
+
+
+def copies(config: BertConfig) -> dict[str, str]:
+    """Tensors that a checkpoint may hold as well -> path of the parameter they repeat."""
+    if config.head != "masked_lm":
+        return {}
+    decoder, words = _TOP[config.family]["predictions"], "embeddings/word_embeddings"
+    if config.family == "distilbert":
+        return {f"{decoder}.weight": words}
+    return {f"{decoder}.decoder.weight": words, f"{decoder}.decoder.bias": "predictions/bias"}
+
+
+def _served(config: BertConfig) -> str:
+    """The head with which Hugging Face loads it: the mean's classifier it has not."""
+    mean = config.head == "classes" and config.pooling == "mean"
+    return "features" if mean else config.head
 
 
 def _head(family: str, architectures: list[str] | None) -> str:

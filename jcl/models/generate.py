@@ -29,11 +29,11 @@ class Generated(NamedTuple):
 def generate(
     model: Model,
     params: Any,
-    inputs: Int[Array | np.ndarray, "batch length"],
+    inputs: Any,
     *,
     steps: int,
     key: jax.Array | None = None,
-    temperature: float | int = 1.0,
+    temperature: float | int | None = None,
     top_k: int | None = None,
     top_p: float | int | None = None,
     stop: Sequence[int] = (),
@@ -51,10 +51,11 @@ def generate(
     Args:
         model: a causal language model.
         params: its params.
-        inputs: the prompts, padded on the left where they differ in length.
+        inputs: the prompts, whole numbers [batch, length], padded on the left where they differ in
+            length.
         steps: tokens to generate; together with the inputs at most the model's positions.
         key: of the draws; None is greedy.
-        temperature: divides the logits.
+        temperature: divides the logits; None is 1.
         top_k: see `probabilities`.
         top_p: see `probabilities`.
         stop: ids of tokens that end a text, such as the tokenizer's separator.
@@ -72,14 +73,19 @@ def generate(
     ((2, 5), [5, 5])
     """
     steps = checks.whole("generate", "steps", steps)
-    checks.number("generate", "temperature", temperature)
+    if temperature is not None:
+        checks.number("generate", "temperature", temperature)
+    # A traced temperature may be 0 later, so only a number can ask for the likeliest.
+    cold = temperature is not None and not isinstance(temperature, Tracer) and temperature == 0
     if top_k is not None:
         top_k = checks.whole("generate", "top_k", top_k)
     if top_p is not None:
         checks.number("generate", "top_p", top_p, "(0, 1]")
-    if key is None and (top_k is not None or top_p is not None):
+    shaped = top_k is not None or top_p is not None or not (temperature is None or cold)
+    if key is None and shaped:
         raise InputError(
-            "generate: top_k and top_p shape draws, which need a key: key=jax.random.key(0)."
+            "generate: temperature, top_k and top_p shape draws, which need a key: "
+            "key=jax.random.key(0)."
         )
     _check_inputs(model, inputs, attention_mask, steps, stop)
     if model.decode is None:
@@ -90,8 +96,8 @@ def generate(
                 "[batch, length, vocab], those of the next token at every place."
             )
     mask = None if attention_mask is None else jnp.asarray(attention_mask)
-    # A traced temperature may be 0 later, so only a number can ask for the likeliest.
-    greedy = key is None or (not isinstance(temperature, Tracer) and float(temperature) == 0)
+    greedy = key is None or cold
+    temperature = 1.0 if temperature is None else temperature
     return Generated(
         *_generate(
             model.apply, model.decode, model.cache, params, jnp.asarray(inputs, jnp.int32), mask,
@@ -211,6 +217,15 @@ def _check_inputs(
 ) -> None:
     if isinstance(model.config, BertConfig):
         raise InputError("generate: BERT sees both sides of a token; give a GPT-2 or a Llama.")
+    whole = hasattr(inputs, "dtype") and jnp.issubdtype(inputs.dtype, jnp.integer)
+    if not whole or inputs.ndim != 2:
+        shown = type(inputs).__name__
+        if hasattr(inputs, "dtype"):
+            shown = f"{inputs.dtype} {list(inputs.shape)}"
+        raise InputError(
+            f"generate: the inputs are {shown}; give an array of whole numbers [batch, length], "
+            "such as jnp.asarray([tokenizer.encode(text)])."
+        )
     length = inputs.shape[1]
     positions = getattr(model.config, "positions", None)
     vocab = getattr(model.config, "vocab_size", None) or np.iinfo(np.int32).max

@@ -133,10 +133,9 @@ def gpt2(config: GPT2Config | str) -> Model:
     return Model(init, apply, config, features, head, **({} if config.attention else cached))
 
 
-# What Hugging Face's GPT-2 keeps beside the parameters: causal masks, and the head's copy of the
-# token table.
+# What Hugging Face's GPT-2 keeps beside the parameters: causal masks.
 PREFIX = "transformer."
-IGNORED = (r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$", r"^lm_head\.weight$")
+IGNORED = (r"^(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)$",)
 
 
 def from_hf(settings: dict[str, Any]) -> GPT2Config:
@@ -203,6 +202,11 @@ def tensors(config: GPT2Config) -> dict[str, Tensor]:
             add(f"h_{layer}/{dense}", ("kernel", "weight"), ("bias", "bias"))
     add("ln_f", ("scale", "weight"), ("bias", "bias"))
     return found
+
+
+def copies(config: GPT2Config) -> dict[str, str]:
+    """Tensors that a checkpoint may hold as well -> path of the parameter they repeat."""
+    return {"lm_head.weight": "wte"}
 
 
 class Attention(nn.Module):

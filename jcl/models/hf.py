@@ -11,19 +11,20 @@ import importlib
 import json
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from jax.sharding import Sharding
+from jax.sharding import Mesh, Sharding
 from safetensors import SafetensorError, safe_open
 
-from jcl import paths
+from jcl import checks, paths
 from jcl.errors import InputError, SaveError
 from jcl.models import efficient_attention, wrapping
 from jcl.models.lora import merge_lora
@@ -42,6 +43,7 @@ FAMILIES = {
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+SUFFIX = ".safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 TYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": jnp.dtype("bfloat16")}
 
@@ -66,7 +68,8 @@ def from_pretrained(
             what the config's precision says, float32 where it says nothing. Adam turns float16
             params into NaN, so train in another type.
         key: for the first weights of a head, or of Linformer's projections, that the checkpoint
-            lacks; without it such a checkpoint is refused.
+            lacks or has in another shape, as after classes=5; without it such a checkpoint is
+            refused.
         changes: fields of the family's config to be other than the checkpoint's, such as
             dropout=0.0 or, with it, attention=jcl.models.Performer(features=256).
 
@@ -76,7 +79,8 @@ def from_pretrained(
     Raises:
         InputError: there is no such checkpoint, it is a pickle, of a family that is not known, it
             asks for what the family has not, or tensors are missing, left over, or of another
-            shape or type than the config says, each by name.
+            shape or type than the config says, or a tied head differs from the token table, each
+            by name; a parameter does not fit the sharding.
 
     >>> import jax, jcl, tempfile
     >>> shape = jcl.models.GPT2Config(258, positions=8, width=4, layers=1, heads=2)
@@ -104,16 +108,30 @@ def from_pretrained(
         raise InputError(
             f"{folder}/config.json: model_type is {kind!r}, and jcl knows {', '.join(FAMILIES)}."
         )
+    if settings.get("quantization_config"):
+        raise InputError(
+            f"{folder}/config.json has a quantization_config, so that its tensors are packed: take "
+            "the checkpoint it was made from, or unpack it with PyTorch, by transformers' "
+            "model.dequantize(), and save that."
+        )
     family = _family(FAMILIES[kind])
     config = _changed(family.from_hf(settings), changes)
     model = getattr(family, FAMILIES[kind])(config)
     shapes = _flat(wrapping.shapes(model))
+    places = {path: _placed(sharding, path, leaf.shape) for path, leaf in shapes.items()}
     with contextlib.ExitStack() as opened:
         # Today's name of every tensor -> its file and its name there.
         files: dict[str, tuple[Any, str]] = {}
-        for path in _weights(folder):
+        for path, listed in _weights(folder).items():
             file = opened.enter_context(_open(path))
-            files |= {_renamed(family, name): (file, name) for name in file.keys()}  # noqa: SIM118
+            held = [*file.keys()]
+            lacking = [name for name in listed or () if name not in held]
+            if lacking:
+                raise InputError(
+                    f"{path} lacks {_listed(lacking)}, which {INDEX} says is there: fetch both "
+                    "again."
+                )
+            files |= {_renamed(family, name): (file, name) for name in listed or held}
         tensors, fresh = _find(folder, family, config, shapes, files, key is not None)
         params = {}
         for path, tensor in tensors.items():
@@ -122,12 +140,12 @@ def from_pretrained(
             array = array.T if tensor.transpose else array
             array = array if dtype is None else array.astype(dtype)
             # Waiting, since the host keeps what is on its way.
-            params[path] = jax.block_until_ready(jax.device_put(array, _placed(sharding, path)))
+            params[path] = jax.block_until_ready(jax.device_put(array, places[path]))
     if fresh:
         first = jax.jit(lambda key: {path: _flat(model.init(key))[path] for path in fresh})(key)
         for path, leaf in first.items():
             leaf = leaf if dtype is None else leaf.astype(dtype)
-            params[path] = jax.device_put(leaf, _placed(sharding, path))
+            params[path] = jax.device_put(leaf, places[path])
     return model, traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -137,13 +155,17 @@ def save_pretrained(
     params: Any,
     *,
     tokenizer: Any = None,
-    lora: Literal["merged", "adapter"] | None = None,
+    lora: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a checkpoint that Hugging Face loads; `from_pretrained` gives the same bits back.
 
     config.json comes last and every file is written beside its place and renamed, so that a folder
-    with a config.json is whole.
+    with a config.json is whole. It says what the model's config says and nothing else of the
+    checkpoint that `from_pretrained` read: give the labels' names and the like as `settings`.
+    Hugging Face has no classifier over the mean: it loads such a BERT as the bare encoder
+    (AutoModel), without the classifier, and a warning says so.
 
     Args:
         folder: made if it is not there.
@@ -154,38 +176,60 @@ def save_pretrained(
         lora: what becomes of LoRA's adapters: "merged" adds them to the kernels; "adapter" writes
             them alone, as a folder that PEFT loads on top of the model that was adapted. Several
             slots become one adapter of their summed rank. What else was trained is not in it.
-        overwrite: whether a model or adapter that is in the folder may be replaced.
+        settings: more fields of config.json, such as {"id2label": dict(enumerate(stream.labels)),
+            "eos_token_id": 2}; they may not make another model of it.
+        overwrite: whether the folder may hold a model or adapter already. A model takes the place
+            of a model and an adapter of an adapter; all other files stay.
 
     Raises:
         InputError: the folder holds a model; a parameter is none of the family's, or missing, or
             of another shape, each by name; the params hold adapters and `lora` does not say what
-            becomes of them, or they hold none; the tokenizer has more tokens than the model; its
-            attention is not exact, of which Hugging Face knows nothing.
+            becomes of them, or they hold none; the tokenizer has more tokens than the model, or
+            is another than the one a RoBERTa counts its positions by; the settings make another
+            model; its attention is not exact, of which Hugging Face knows nothing.
         SaveError: a file could not be written.
     """
     folder = Path(folder)
+    if lora is not None:
+        checks.one_of("save_pretrained", "lora", lora, ("merged", "adapter"))
+    if lora == "adapter" and settings:
+        raise InputError(
+            "save_pretrained(settings=...): an adapter has no config.json; leave settings out."
+        )
     family = _family_of(model.config)
     efficient_attention.check_exact("save_pretrained", model.config)
     tensors = family.tensors(model.config)
     params = _base(model, params, lora)
-    settings, weights = family.to_hf(model.config), {}
+    fields, weights = family.to_hf(model.config), {}
     if lora == "adapter":
-        settings, weights = _adapter(settings, model.lora_alpha, params, tensors)
+        fields, weights = _adapter(fields, model.lora_alpha, params, tensors)
     else:
         leaves = _flat(params)
         _check_params(leaves, tensors, _flat(wrapping.shapes(model)))
         for path, tensor in tensors.items():
             weights[tensor.name] = (leaves[path], tensor.transpose)
-        settings["dtype"] = str(next(iter(leaves.values())).dtype)
+        fields["dtype"] = str(jnp.result_type(*{leaf.dtype for leaf in leaves.values()}))
         if tokenizer is not None:
-            settings |= _special_tokens(tokenizer, model.config)
+            fields |= _special_tokens(tokenizer, model.config)
+        if settings:
+            fields = _extended(fields, settings, family)
+        if fields.get("jcl", {}).get("head") == "classes":
+            warnings.warn(
+                f"{folder}: Hugging Face has no classifier over the mean, so that AutoModel loads "
+                "the bare encoder and AutoModelForSequenceClassification an untrained classifier. "
+                'Only jcl reads the whole; for Hugging Face train with pooling="first".',
+                stacklevel=2,
+            )
+    text = json.dumps(fields, indent=2) + "\n"
     names = (ADAPTER_CONFIG, ADAPTER) if lora == "adapter" else ("config.json", WEIGHTS)
-    old = _models_files(folder)
-    if old and not overwrite:
+    held = _models_files(folder)
+    if held and not overwrite:
         raise InputError(
-            f"{folder} holds a model already ({', '.join(path.name for path in old)}): choose "
-            "another folder, or replace it by overwrite=True."
+            f"{folder} holds a model already ({', '.join(held)}): choose another folder, or give "
+            "overwrite=True, by which a model takes the place of a model, an adapter that of an "
+            "adapter."
         )
+    old = _replaced(folder, names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _beside(folder / names[1]) as partial:
@@ -199,7 +243,7 @@ def save_pretrained(
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         with _beside(folder / names[0]) as partial:
-            partial.write_text(json.dumps(settings, indent=2) + "\n")
+            partial.write_text(text)
     except OSError as error:
         raise SaveError(
             f"{folder}: the model could not be written ({error}). Make room or choose another "
@@ -220,8 +264,11 @@ def tokenizer(source: str | os.PathLike[str]) -> Any:
     from transformers import AutoTokenizer
 
     folder = _local(source, ("*.json", "*.txt", "*.model", "*.jinja"))
-    remedy = "The folder needs tokenizer.json, or the vocabulary's files: vocab.json and merges.txt"
-    remedy += " (GPT-2), vocab.txt (BERT), tokenizer.model (Llama)."
+    remedy = (
+        "The folder needs tokenizer.json, or the vocabulary's files: vocab.json and merges.txt "
+        "(GPT-2), vocab.txt (BERT), tokenizer.model (Llama); and beside them a config.json, at "
+        'least {"model_type": "gpt2"}, or a tokenizer_config.json.'
+    )
     try:
         found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
@@ -263,27 +310,35 @@ def _local(source: str | os.PathLike[str], patterns: tuple[str, ...]) -> Path:
         ) from error
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The files of safetensors of a checkpoint."""
+def _weights(folder: Path) -> dict[Path, list[str] | None]:
+    """The files of safetensors of a checkpoint, each with the tensors to be read from it; None is
+    all."""
     if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+        return {folder / WEIGHTS: None}
     if (folder / INDEX).is_file():
-        shards = _read_json(folder / INDEX).get("weight_map")
-        names = sorted(set(shards.values())) if isinstance(shards, dict) else []
-        # An index names files beside it; a path would lead elsewhere.
-        wrong = [name for name in names if Path(str(name)).name != name]
-        if not names or wrong:
-            raise InputError(
-                f"{folder / INDEX}: weight_map must name files of the folder, not {wrong}."
-            )
-        missing = [name for name in names if not (folder / name).is_file()]
+        shards = _shards(folder)
+        missing = [name for name in shards if not (folder / name).is_file()]
         if missing:
             raise InputError(f"{folder}: the index names {_listed(missing)}, not there. Fetch it.")
-        return [folder / name for name in names]
+        return {folder / name: tensors for name, tensors in shards.items()}
     pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
     if pickles:
         raise InputError(_pickled(folder, pickles))
     raise InputError(f"{folder}: neither {WEIGHTS} nor {INDEX} is there.")
+
+
+def _shards(folder: Path) -> dict[str, list[str]]:
+    """File -> its tensors, as the index says."""
+    places, shards = _read_json(folder / INDEX).get("weight_map"), {}
+    for tensor, name in places.items() if isinstance(places, dict) else ():
+        shards.setdefault(str(name), []).append(tensor)
+    # An index names files beside it; a path would lead elsewhere.
+    wrong = [name for name in shards if Path(name).name != name or Path(name).suffix != SUFFIX]
+    if not shards or wrong:
+        raise InputError(
+            f"{folder / INDEX}: weight_map must name files of the folder (*{SUFFIX}), not {wrong}."
+        )
+    return dict(sorted(shards.items()))
 
 
 def _pickled(folder: Path, names: list[str]) -> str:
@@ -306,44 +361,73 @@ def _find(
     """Each parameter's tensor under its name in the files, and the parameters to be made afresh."""
     prefixes = (family.PREFIX,) if isinstance(family.PREFIX, str) else family.PREFIX
     found, fresh, wrong = {}, [], []
-    missing, surplus = [], dict.fromkeys(files)
+    missing, surplus, heads = [], dict.fromkeys(files), 0
     for path, tensor in family.tensors(config).items():
+        head = paths.matches(path, getattr(family, "HEAD", ()))
+        afresh = head and fresh_allowed
         bare = tensor.name
         for prefix in prefixes:
             bare = bare.removeprefix(prefix)
         possible = (tensor.name, bare, *[prefix + bare for prefix in prefixes])
         names = [name for name in possible if name in files]
         if not names:
-            head = paths.matches(path, getattr(family, "HEAD", ()))
-            (fresh if head and fresh_allowed else missing).append(path)
+            (fresh if afresh else missing).append(path)
+            heads += head and not afresh
             continue
         surplus.pop(names[0])
         file, name = files[names[0]]
         kept = file.get_slice(name)
         shape = tuple(kept.get_shape()[::-1] if tensor.transpose else kept.get_shape())
         if shape != shapes[path].shape:
+            if afresh:
+                fresh.append(path)
+                continue
+            heads += head
             wrong.append(
                 f"{name} is {list(kept.get_shape())}, and {path} {list(shapes[path].shape)}"
             )
         elif kept.get_dtype() not in TYPES:
             wrong.append(f"{name} is {kept.get_dtype()}, none of {', '.join(TYPES)}")
         found[path] = tensor._replace(name=names[0])
+    copies = {
+        name: found[path].name for name, path in family.copies(config).items() if path in found
+    }
+    own = [
+        f"{name} differs from {table}"
+        for name, table in copies.items()
+        if name in files and not wrong and not _same(files[name], files[table])
+    ]
+    surplus = [name for name in surplus if name not in copies]
     surplus = [name for name in surplus if not any(re.search(p, name) for p in family.IGNORED)]
     problems = []
     if missing:
         places = family.tensors(config)
         problems.append(f"missing: {_listed([places[path].name for path in missing])}")
-        if all(paths.matches(path, getattr(family, "HEAD", ())) for path in missing):
-            problems.append("give key=jax.random.key(0), and these begin afresh")
     if surplus:
         problems.append(f"left over: {_listed(surplus)}")
     if wrong:
         problems.append(f"of the wrong shape or type: {_listed(wrong)}")
+    if heads and heads == len(missing) + len(wrong):
+        problems.append("give key=jax.random.key(0), and the head begins afresh")
+    if own:
+        problems.append(
+            f"a head of its own, where config.json ties it to the token table: {_listed(own)}; "
+            + (
+                "set tie_word_embeddings to false in config.json"
+                if hasattr(config, "tied")
+                else "this family's head is tied always, so take another checkpoint"
+            )
+        )
     if problems:
         raise InputError(
             f"{folder}: the tensors are not those that config.json tells of. {'; '.join(problems)}."
         )
     return found, fresh
+
+
+def _same(one: tuple[Any, str], other: tuple[Any, str]) -> bool:
+    """Whether two tensors, each a file and a name, are numerically equal."""
+    return np.array_equal(*(file.get_tensor(name) for file, name in (one, other)))
 
 
 def _renamed(family: ModuleType, name: str) -> str:
@@ -369,13 +453,11 @@ def _base(model: Model, params: Any, lora: str | None) -> Any:
         )
     if lora == "adapter":
         return params
-    base = {entry: leaf for entry, leaf in params.items() if entry != "lora"}
-    merged = merge_lora(params, model.lora_alpha)
-    return jax.tree.map(lambda leaf, old: leaf.astype(old.dtype), merged, base)
+    return merge_lora(params, model.lora_alpha)
 
 
 def _adapter(
-    settings: dict[str, Any], alpha: Any, params: Any, tensors: Mapping[str, Tensor]
+    fields: dict[str, Any], alpha: Any, params: Any, tensors: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What PEFT keeps of LoRA: x A^T B^T * lora_alpha / r beside each target, r of all slots."""
     adapters, weights, modules, sizes = _flat(params["lora"]), {}, [], set()
@@ -389,7 +471,7 @@ def _adapter(
         weights[f"{prefix}.lora_A.weight"] = (a.transpose(0, 2, 1).reshape(-1, inputs), False)
         weights[f"{prefix}.lora_B.weight"] = (b.reshape(slots * rank, -1), True)
     ((slots, rank, transposed),) = sizes
-    causal = settings["architectures"][0].endswith(("ForCausalLM", "LMHeadModel"))
+    causal = fields["architectures"][0].endswith(("ForCausalLM", "LMHeadModel"))
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM" if causal else None,
@@ -446,13 +528,42 @@ def _special_tokens(tokenizer: Any, config: Any) -> dict[str, int]:
         )
     fields = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {field: getattr(tokenizer, field, None) for field in fields}
+    padding = ids["pad_token_id"]
+    if getattr(config, "family", None) == "roberta" and padding not in (None, config.padding):
+        raise InputError(
+            f"The tokenizer pads with token {padding} and the RoBERTa with {config.padding}, by "
+            "which its positions count: give the tokenizer that the model was trained with."
+        )
     return {field: number for field, number in ids.items() if number is not None}
 
 
-def _models_files(folder: Path) -> list[Path]:
+def _extended(
+    fields: dict[str, Any], settings: Mapping[str, Any], family: ModuleType
+) -> dict[str, Any]:
+    """The fields of config.json and the caller's."""
+    extended = {**fields, **settings}
+    if "id2label" in settings and "label2id" not in settings:
+        labels = settings["id2label"]
+        extended["label2id"] = {label: int(number) for number, label in labels.items()}
+    if family.from_hf(extended) != family.from_hf(fields):
+        raise InputError(
+            f"save_pretrained(settings={{{', '.join(settings)}}}): they say another shape, padding "
+            "or number of labels than the model's; leave those fields out."
+        )
+    return extended
+
+
+def _models_files(folder: Path) -> list[str]:
     """The files of a model or adapter that are in a folder."""
-    fixed = [folder / name for name in ("config.json", ADAPTER_CONFIG, INDEX)]
-    return sorted([path for path in fixed if path.exists()] + [*folder.glob("*.safetensors")])
+    fixed = [name for name in ("config.json", ADAPTER_CONFIG, INDEX) if (folder / name).exists()]
+    return sorted(fixed + [path.name for path in folder.glob(f"*{SUFFIX}")])
+
+
+def _replaced(folder: Path, names: tuple[str, str]) -> list[Path]:
+    """The old files, if any, that give way to those of these names: a config's and weights'."""
+    model = WEIGHTS in names and (folder / INDEX).is_file()
+    shards = [INDEX, *_shards(folder)] if model else []
+    return [folder / name for name in (*names, *shards) if (folder / name).exists()]
 
 
 @contextlib.contextmanager
@@ -540,8 +651,26 @@ def _open(path: Path) -> Any:
         ) from error
 
 
-def _placed(sharding: Any, path: str) -> Sharding | None:
-    return sharding if sharding is None or isinstance(sharding, Sharding) else sharding(path)
+def _placed(sharding: Any, path: str, shape: tuple[int, ...]) -> Sharding | None:
+    given: Any = sharding if sharding is None or isinstance(sharding, Sharding) else None
+    if callable(sharding) and not isinstance(sharding, Mesh):
+        given = sharding(path)
+    elif given is not sharding:
+        raise InputError(
+            f"from_pretrained(sharding=a {type(sharding).__name__}): give a sharding, such as "
+            "NamedSharding(mesh, PartitionSpec()), which puts every parameter on each device, or a "
+            "function of a parameter's path."
+        )
+    try:
+        if given is not None:
+            given.shard_shape(shape)
+    except (IndexError, ValueError) as error:
+        raise InputError(
+            f"from_pretrained(sharding=...): {path} is {list(shape)}, which {given} does not fit: "
+            "give a function of the path, such as lambda path: NamedSharding(mesh, "
+            "PartitionSpec()), with another sharding for it."
+        ) from error
+    return given
 
 
 def _flat(params: Any) -> dict[str, Any]:

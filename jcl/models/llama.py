@@ -216,10 +216,9 @@ def llama(config: LlamaConfig) -> Model:
     return Model(init, apply, config, features, head, **({} if config.attention else cached))
 
 
-# What Hugging Face's checkpoints may hold beside the parameters: the frequencies of the rotation,
-# and a tied head's copy of the token table.
+# What Hugging Face's checkpoints may hold beside the parameters: the frequencies of the rotation.
 PREFIX = "model."
-IGNORED = (r"rotary_emb\.inv_freq$", r"^lm_head\.weight$")
+IGNORED = (r"rotary_emb\.inv_freq$",)
 
 
 def from_hf(settings: dict[str, Any]) -> LlamaConfig:
@@ -371,6 +370,11 @@ def tensors(config: LlamaConfig) -> dict[str, Tensor]:
                 if bias:
                     found[f"{ours}/{part}/{name}/bias"] = Tensor(f"{place}.bias")
     return found
+
+
+def copies(config: LlamaConfig) -> dict[str, str]:
+    """Tensors that a checkpoint may hold as well -> path of the parameter they repeat."""
+    return {"lm_head.weight": "embed_tokens"} if config.tied else {}
 
 
 class Linear(nn.Module):

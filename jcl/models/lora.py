@@ -1,5 +1,6 @@
 """Low-rank adapters beside the Dense modules of any model."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
+from jcl.errors import InputError
 from jcl.models import precision, wrapping
 from jcl.models.model import Model
 
@@ -85,7 +87,19 @@ def merge_lora(params: Any, alpha: float) -> Any:
     Args:
         params: of a model made by `lora`.
         alpha: as it was given to `lora`; the rank is A's.
+
+    The sum is formed in float32 and rounded once, to W's type; where that is narrower a warning
+    says that a part of A B is lost.
+
+    Raises:
+        InputError: the params hold no adapters.
     """
+    if "lora" not in params:
+        raise InputError(
+            'merge_lora: the params have no entry "lora", so that nothing is to be merged; give '
+            "those of the model that jcl.models.lora made, and merge them once."
+        )
+    narrow = set()
     base = {name: leaf for name, leaf in params.items() if name != "lora"}
 
     def merge(path, kernel):
@@ -93,7 +107,19 @@ def merge_lora(params: Any, alpha: float) -> Any:
         own = wrapping.at(params["lora"], "/".join(names[:-1])) if names[-1] == "kernel" else None
         if own is None:
             return kernel
-        product = jnp.einsum("sir,sro->io", own["a"], own["b"])
-        return (kernel + alpha / own["a"].shape[-1] * product).astype(kernel.dtype)
+        if kernel.dtype.itemsize < 4:
+            narrow.add(str(kernel.dtype))
+        a, b = (own[name].astype(jnp.float32) for name in "ab")
+        product = jnp.einsum("sir,sro->io", a, b)
+        wide = kernel.astype(jnp.float32) + alpha / a.shape[-1] * product
+        return wide.astype(kernel.dtype)
 
-    return jax.tree_util.tree_map_with_path(merge, base)
+    merged = jax.tree_util.tree_map_with_path(merge, base)
+    if narrow:
+        warnings.warn(
+            f"merge_lora: the kernels are {', '.join(sorted(narrow))}, to which the sums are "
+            "rounded, so that a part of what the adapters learned is lost. Cast the params first: "
+            'jax.tree.map(lambda leaf: leaf.astype("float32"), params).',
+            stacklevel=2,
+        )
+    return merged

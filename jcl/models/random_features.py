@@ -63,8 +63,10 @@ def random_features(model: Model, width: int, where: str = "head", *, seed: int 
 
         return call
 
+    narrow = model.features
+
     def features(params, inputs, key=None, **rest):
-        return expand(model.features(params, inputs, key, **rest))
+        return expand(narrow(params, inputs, key, **rest))
 
     # A model that hands out its features apart from its head would hand out the old ones.
     return model._replace(
