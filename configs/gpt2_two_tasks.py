@@ -55,4 +55,5 @@ def build(config: Config) -> jcl.Experiment:
         steps=config.steps,
         seed=config.seed,
         boundary_batches=4,
+        tokenizer=tokenizer,
     )
