@@ -255,6 +255,7 @@ def build(config):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* were cut to 4 tokens")
 def test_next_month_goes_on_with_the_memory_and_then_without_its_file(tmp_path, capsys):
     config, table, file = tmp_path / "months.py", tmp_path / "t.csv", tmp_path / "m.npz"
