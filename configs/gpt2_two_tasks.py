@@ -5,9 +5,21 @@ smart home. With a checkpoint (a folder, or a name on the hub such as openai-com
 pretrained model goes on; without one a small GPT-2 on bytes begins from scratch. After task 1 ten
 random blocks of it go into the memory; every step of task 2 sees its own batch and a draw from the
 memory. The report's matrix has the loss of both tasks before and after each, in bits per byte;
---memory 0 is plain fine-tuning, for comparison.
+--memory 0 is plain fine-tuning, for comparison. The second command shows samples of what the
+model writes then; given while the run is at task 2, what it wrote after task 1.
 
-Command:  jcl run configs/gpt2_two_tasks.py [--checkpoint openai-community/gpt2]
+Expected from scratch, seed 0, on a CPU (400 steps, some minutes):
+
+| after | python_docs | german_home |
+|---|---|---|
+| (before) | 7.882 | 8.052 |
+| python_docs | 3.593 | 4.884 |
+| german_home | 5.223 | 3.250 |
+
+and 400 steps of bytes make half German words: "Schalte dim destuf uf deschr der vändens".
+
+Commands:  jcl run configs/gpt2_two_tasks.py [--checkpoint openai-community/gpt2]
+           jcl generate runs/gpt2_two_tasks/memory_10 --prompt "The function " --prompt "Schalte "
 """
 
 from dataclasses import dataclass
@@ -55,4 +67,5 @@ def build(config: Config) -> jcl.Experiment:
         steps=config.steps,
         seed=config.seed,
         boundary_batches=4,
+        tokenizer=tokenizer,
     )

@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
-import json
 import os
 import sys
 import warnings
@@ -272,7 +271,7 @@ class MemoryOptions:
 
 
 def _memory(arguments: list[str]) -> None:
-    from jcl import checkpoint, memory
+    from jcl import checkpoint, folder, memory
 
     options = tyro.cli(MemoryOptions, args=arguments, prog="jcl memory")
     leaves = checkpoint.read(options.run / "checkpoints")
@@ -293,13 +292,19 @@ def _memory(arguments: list[str]) -> None:
         for path, leaf in leaves.items()
         if path.startswith(f"{part}/")
     }
-    seeds = json.loads((options.run / "config.json").read_text())["seeds"]
+    description = folder.read_config(options.run / "config.json")
+    seeds, known = description["seeds"], description.get("known", {})
     seed = seeds[0] if options.seed is None else options.seed
     if seed not in seeds:
         raise InputError(f"--seed {seed}: the run has the seeds {', '.join(map(str, seeds))}.")
     if len(seeds) > 1:
         arrays = {path: leaf[seeds.index(seed)] for path, leaf in arrays.items()}
-    memory.save(options.file, arrays)
+    memory.save(
+        options.file,
+        arrays,
+        labels=known.get("labels", ()),
+        vocabulary=known.get("vocabulary"),
+    )
     told = f"{options.file}: {part} of seed {seed}, {arrays['seen']} examples offered"
     _console().print(told, soft_wrap=True)
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from jcl import checkpoint, folder
+from jcl import checkpoint, folder, memory
 from jcl.core import lift
 from jcl.errors import InputError
 from jcl.experiment import Experiment, check, stage_name
@@ -59,7 +59,8 @@ def reopen(
         experiment.loss_fn, experiment.strategy, measure=experiment.measure.function
     )
     batch, seeds = check(experiment), len(description["seeds"])
-    shapes = jax.eval_shape(lambda: first_state(experiment, functions, batch))
+    with memory.shapes_alone():
+        shapes = jax.eval_shape(lambda: first_state(experiment, functions, batch))
     if seeds > 1:
         own = jax.tree.map(lambda leaf: leaf.update(shape=(seeds, *leaf.shape)), shapes[:3])
         shapes = LearnerState(*own, *shapes[3:])

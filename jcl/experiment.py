@@ -191,19 +191,39 @@ def _check_tokens(experiment: Experiment, where: str, batch: Any) -> None:
         )
 
 
+def check_memories(experiment: Experiment, state: Any) -> None:
+    """Refuses a memory that begins with tokens the model does not have."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        if jax.tree_util.keystr(path, simple=True, separator="/").endswith("items/inputs"):
+            _check_tokens(experiment, "the imported memory", {"inputs": leaf.max()})
+
+
 def _check_targets(aux: Any, where: str, batch: Any) -> None:
     """A target beyond the head would silently be another one, or a NaN."""
     targets, classes = batch.get("targets"), aux["logits"].shape[-1]
     if (
-        isinstance(targets, np.ndarray)
-        and np.issubdtype(targets.dtype, np.integer)
-        and aux["logits"].ndim == targets.ndim + 1
-        and not 0 <= targets.min() <= targets.max() < classes
+        not isinstance(targets, np.ndarray)
+        or not np.issubdtype(targets.dtype, np.integer)
+        or aux["logits"].ndim != targets.ndim + 1
     ):
+        return
+    targets = targets[batch.get("mask", np.ones(targets.shape)) > 0]
+    if len(targets) and not 0 <= targets.min() <= targets.max() < classes:
         raise InputError(
             f"{where} has targets from {targets.min()} to {targets.max()} and the model gives "
-            f"{classes} logits: targets lie from 0 to the number of logits less one."
+            f"{classes} logits: targets lie from 0 to the number of logits less one. "
+            "One that does not count, such as -100, needs a mask of 0."
         )
+
+
+def known(experiment: Experiment) -> dict[str, Any]:
+    """What there is to know of the run's numbers: the names of the classes, the tokens of a text
+    and how many texts were cut to them, the model's vocabulary."""
+    stream = experiment.stream
+    fields = ("labels", "classes", "length", "longest", "truncated")
+    found = {name: getattr(stream, name) for name in fields if hasattr(stream, name)}
+    vocabulary = getattr(experiment.model.config, "vocab_size", None)
+    return found if vocabulary is None else {**found, "vocabulary": vocabulary}
 
 
 def evaluation_batches(experiment: Experiment, task: data.Task) -> Any:

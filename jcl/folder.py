@@ -41,8 +41,10 @@ def describe(
     config_file: Path,
     hashes: dict[str, str],
     seeds: list[int],
+    known: dict[str, Any],
 ) -> dict[str, Any]:
-    """What config.json holds: the identity of the run, and the machine that began it."""
+    """What config.json holds: the identity of the run, the machine that began it, and what is
+    known of its numbers (classes, vocabulary, tokens of a text), for who reads them later."""
     devices = jax.devices()
     return {
         "schema": SCHEMA,
@@ -52,6 +54,7 @@ def describe(
         "config_hash": config_hash(config_file),
         "data": hashes,
         "seeds": seeds,
+        "known": as_json(known),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
         "devices": {

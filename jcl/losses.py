@@ -5,6 +5,11 @@ number per example. Without targets in the batch (predict) the scalar is 0 and a
 logits. The logits are returned lazily: XLA drops them where no strategy reads them. Where the batch
 holds an attention_mask [batch, length] (1 where a token counts, 0 at padding), apply gets it.
 
+A target whose mask is 0 may be any number, such as Hugging Face's -100. One that counts must lie
+from 0 to the number of logits less one: no compiled function can refuse another (`jcl run` looks at
+each task's first batches). Beyond them it gives NaN, and below 0 it counts from the end, so that a
+-100 that no mask leaves out is silently another class.
+
 The losses and measures of language models take a `chunk`: the logits of so many tokens stand in
 memory at once, forward and backward, instead of all of them. At 50,257 tokens of vocabulary those
 of a batch of 16 x 512 take 1.6 GB, and their gradient as much again.
@@ -21,6 +26,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcl import checks
 from jcl.errors import InputError
+
+# The logit of what may not be chosen; exp of it is 0, and it stays finite where it is multiplied.
+HIDDEN = -1e9
 
 Apply = Callable[..., jax.Array]
 LossFn = Callable[[Any, dict[str, Any], jax.Array | None], tuple[jax.Array, dict[str, Any]]]
@@ -113,6 +121,8 @@ def classify(apply: Apply) -> LossFn:
     The batch holds inputs and targets [batch], and may hold a mask [batch] and a label_mask
     [batch, classes] of the classes that an example may be given. In the loss an example's own
     target is never masked, so that the first example of a class not seen before has a finite one.
+    Where the model itself hides the class (a logit of -1e9 from a head that is computed of what was
+    seen, such as `jcl.slda`'s), there is nothing to learn from yet, and the example's loss is 0.
     """
 
     def loss_fn(params, batch, key):
@@ -120,9 +130,12 @@ def classify(apply: Apply) -> LossFn:
         logits = mask_labels(free, batch.get("label_mask"))
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": logits}
-        own = jax.nn.one_hot(batch["targets"], free.shape[-1], dtype=bool)
+        targets = _counted_targets(batch)
+        own = jax.nn.one_hot(targets, free.shape[-1], dtype=bool)
         counted = logits if "label_mask" not in batch else jnp.where(own, free, logits)
-        losses = cross_entropy(counted, batch["targets"])
+        # Half of it, since a matmul in bfloat16 does not meet it exactly.
+        hidden = jnp.any(own & (free < HIDDEN / 2), axis=-1)
+        losses = jnp.where(hidden, 0.0, cross_entropy(counted, targets))
         mask = _mask(batch, losses)
         loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
         return loss, {"logits": logits, "losses": losses * mask}
@@ -145,7 +158,7 @@ def bits_per_byte(model: Any, bytes_per_token: np.ndarray, *, chunk: int | None 
         _, losses = by_token(params, batch, None)
         mask = _mask(batch, losses)
         bits = (losses * mask).sum() / jnp.log(2.0)
-        return bits, (jnp.asarray(table)[batch["targets"]] * mask).sum()
+        return bits, (jnp.asarray(table)[_counted_targets(batch)] * mask).sum()
 
     return Measure("bits_per_byte", False, function)
 
@@ -186,7 +199,7 @@ def mask_labels(
     label_mask: Bool[Array, "batch classes"] | Float[Array, "batch classes"] | None,
 ) -> Float[Array, "batch classes"]:
     """The logits, very negative where the mask is 0."""
-    return logits if label_mask is None else jnp.where(label_mask > 0, logits, -1e9)
+    return logits if label_mask is None else jnp.where(label_mask > 0, logits, HIDDEN)
 
 
 def _by_token(call: str, model: Any, chunk: int | None) -> Callable[..., Any]:
@@ -197,8 +210,9 @@ def _by_token(call: str, model: Any, chunk: int | None) -> Callable[..., Any]:
 
         def whole(params, batch, key):
             logits = outputs(apply, params, batch, key)
-            targets = batch.get("targets")
-            return logits, None if targets is None else cross_entropy(logits, targets)
+            if "targets" not in batch:
+                return logits, None
+            return logits, cross_entropy(logits, _counted_targets(batch))
 
         return whole
     tokens = checks.whole(call, "chunk", chunk)
@@ -215,7 +229,7 @@ def _by_token(call: str, model: Any, chunk: int | None) -> Callable[..., Any]:
         if "targets" not in batch:
             return logits, None
         head = functools.partial(model.head, params)
-        return logits, _chunked_cross_entropy(head, hidden, batch["targets"], key, tokens)
+        return logits, _chunked_cross_entropy(head, hidden, _counted_targets(batch), key, tokens)
 
     return chunked
 
@@ -243,6 +257,12 @@ def _chunked_cross_entropy(head, hidden, targets, key, tokens):
 
     losses = jax.lax.map(one, (cut(hidden), cut(targets), jnp.arange(number)))
     return jnp.moveaxis(losses, 0, 1).reshape(batch, -1)[:, :length]
+
+
+def _counted_targets(batch: dict[str, Any]) -> jax.Array:
+    """The targets, 0 where they do not count: 0 times the NaN of one out of range would be NaN."""
+    targets, mask = batch["targets"], batch.get("mask")
+    return targets if mask is None else jnp.where(mask > 0, targets, 0)
 
 
 def _mask(batch: dict[str, Any], losses: jax.Array) -> jax.Array:

@@ -5,9 +5,11 @@ leaves are [capacity, ...], and `seen`, how many items were ever offered; nothin
 strategies.
 """
 
+import contextlib
+import contextvars
 import os
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +24,28 @@ from jcl.errors import InputError, SaveError
 from jcl.losses import outputs
 
 Items = dict[str, Any]
+_SHAPES_ALONE = contextvars.ContextVar("shapes_alone", default=False)
+_TOKENS = ("items/inputs", "items/targets", "items/attention_mask", "items/mask")
+# Along these axes an imported leaf may be longer in the new run, and what is filled in there.
+_GROWS = {
+    **dict.fromkeys((*_TOKENS, "items/label_mask"), (1, 0)),
+    **dict.fromkeys(("stored", "offered", "full"), (0, 0)),
+    "place": (0, -1),
+}
+
+
+class Origin(NamedTuple):
+    """Of an imported memory.
+
+    Attributes:
+        path: its file.
+        target: the largest counted one in it; -1 where there is none.
+        vocabulary: of the run that it comes from; None where the file does not say.
+    """
+
+    path: str
+    target: int
+    vocabulary: int | None
 
 
 class Policy(NamedTuple):
@@ -36,6 +60,7 @@ class Policy(NamedTuple):
         boundary: whether it chooses among all examples of a task and so is filled at boundaries
             only.
         classes: how many it tells apart; None where labels do not matter.
+        origin: of a memory that begins with what another run has stored.
     """
 
     init: Callable[[Items], Any]
@@ -45,6 +70,7 @@ class Policy(NamedTuple):
     score: Callable[[Any, Items, dict[str, Any]], jax.Array] | None = None
     boundary: bool = False
     classes: int | None = None
+    origin: Origin | None = None
 
 
 def of(call: str, capacity: Any) -> Policy:
@@ -64,14 +90,29 @@ def of(call: str, capacity: Any) -> Policy:
 
 
 def check_head(policy: Policy, aux: dict[str, Any]) -> None:
-    """Refuses a policy that counts fewer classes than aux has logits."""
-    if policy.classes is None:
+    """Refuses a policy that counts fewer classes than aux has logits, or begins with others."""
+    origin = policy.origin
+    if policy.classes is None and origin is None:
         return
-    logits = aux["logits"].shape[-1]
-    if policy.classes < logits:
+    shape = aux["logits"].shape
+    logits = shape[-1]
+    if policy.classes is not None and policy.classes < logits:
         raise InputError(
             f"The memory tells {policy.classes} classes apart and the model {logits}: give the "
             f"memory classes={logits}."
+        )
+    if origin is None:
+        return
+    if origin.target >= logits:
+        raise InputError(
+            f"{origin.path} holds the target {origin.target} and the model gives {logits} logits: "
+            "give the model at least as many as the run had that the memory comes from."
+        )
+    if len(shape) == 3 and origin.vocabulary not in (None, logits):
+        raise InputError(
+            f"{origin.path} comes from a run with a vocabulary of {origin.vocabulary} and the "
+            f"model's is {logits}, so that its tokens would be other words: take that run's "
+            "tokenizer and model."
         )
 
 
@@ -461,7 +502,13 @@ def balanced(policy: Policy) -> Policy:
     return policy._replace(init=init, draw=draw)
 
 
-def save(path: str | os.PathLike[str], memory: Any) -> None:
+def save(
+    path: str | os.PathLike[str],
+    memory: Any,
+    *,
+    labels: Sequence[str] = (),
+    vocabulary: int | None = None,
+) -> None:
     """Writes a memory to a file, from which `starting_from` takes it up in another run.
 
     The memory is part of the learner's state, `state.strategy[0]` where it is the first part's of a
@@ -471,6 +518,9 @@ def save(path: str | os.PathLike[str], memory: Any) -> None:
         path: of a file of numpy's, .npz, without pickle; it is replaced.
         memory: what a policy made: a NamedTuple of arrays with `items` and `seen`; or the same
             arrays by name, "items/inputs".
+        labels: the names of the classes, by class number, such as a text stream's `labels`; the
+            other run must have them too. `jcl memory` takes them from the run folder.
+        vocabulary: of the model, where the items are of a language model.
 
     Raises:
         InputError: it is no memory, or one of several seeds (give one seed's).
@@ -488,6 +538,10 @@ def save(path: str | os.PathLike[str], memory: Any) -> None:
             f"memory.save: the memory is one of {len(arrays['seen'])} seeds: save one of them, "
             "jax.tree.map(lambda leaf: leaf[0], memory)."
         )
+    if labels:
+        arrays["known/labels"] = np.array(labels, str)
+    if vocabulary is not None:
+        arrays["known/vocabulary"] = np.array(vocabulary)
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -503,22 +557,36 @@ def save(path: str | os.PathLike[str], memory: Any) -> None:
         partial.unlink(missing_ok=True)
 
 
-def starting_from(policy: Any, path: str | os.PathLike[str]) -> Policy:
+def starting_from(
+    policy: Any, path: str | os.PathLike[str], *, labels: Sequence[str] = ()
+) -> Policy:
     """The policy, whose memory begins with what `save` has written rather than empty.
 
-    init(batch) = the arrays of the file.
+    init(batch) = the arrays of the file, or insert(..., the file's examples, one after the other).
 
     With the params that go with it (`jcl.models.starting_from`) a run goes on where another ended:
     `replay(starting_from(reservoir(1000), "memory.npz"), size=16)`. The draws of the first step are
-    of it, and its count goes on, so that new items take the place of old ones as they would have.
+    of it.
+
+    A policy of the same kind and capacity takes the arrays as they are, counts included, so that
+    new items take the place of old ones as they would have. Any other, such as one of another
+    capacity, is offered the examples by its own insert, the oldest first where the file is a
+    ring's; where that fills it, it goes on with the file's counts, else it counts them alone, and
+    what comes later takes their place sooner.
+
+    There may be more classes than in the other run, behind its own, and longer texts: examples
+    are filled up on the right, with the mask 0 (attention_mask; of a language model mask).
 
     Args:
-        policy: made as it was in the other run: the same capacity, and the same batches.
-        path: of the file.
+        policy: any memory; herding, which needs features, only as it was in the other run.
+        path: of the file. A run that has a checkpoint goes on without it.
+        labels: the names of this run's classes, by class number; to be given where the file has
+            names, and then they begin with those.
 
     Raises:
-        InputError: the file is missing or none of numpy's; at init, if it holds other arrays than
-            the policy's memory, or of other shapes or types, each by name.
+        InputError: the file is none of numpy's, or its classes are others; at init, if there is no
+            file, or it holds other items than the batch, or of other shapes or types, each by name;
+            from `replay`, if it holds targets that the model has no logit for.
 
     >>> import jax.numpy as jnp, jcl, pathlib, tempfile
     >>> policy, batch = jcl.memory.ring(4), {"inputs": jnp.array([3.0, 5.0])}
@@ -535,31 +603,147 @@ def starting_from(policy: Any, path: str | os.PathLike[str]) -> Policy:
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: file[name] for name in file.files}
+    except FileNotFoundError:
+        return policy._replace(init=_awaiting(policy, path))
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} is no memory that can be read ({error}): give a file that jcl.memory.save or "
             "`jcl memory` has written."
         ) from error
+    _check_same_classes(path, found.pop("known/labels", np.array([], str)).tolist(), labels)
+    vocabulary = found.pop("known/vocabulary", None)
+    targets = found.get("items/targets", np.zeros(0))
+    if "items/mask" in found and found["items/mask"].shape == targets.shape:
+        targets = targets[found["items/mask"] > 0]
+    whole = targets.size and np.issubdtype(targets.dtype, np.integer)
+    origin = Origin(
+        str(path),
+        int(targets.max()) if whole else -1,
+        None if vocabulary is None else int(vocabulary),
+    )
+    return policy._replace(init=lambda batch: _taken(policy, path, found, batch), origin=origin)
 
+
+@contextlib.contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Inside, `starting_from` needs no file: only shapes are asked for, to restore a checkpoint."""
+    token = _SHAPES_ALONE.set(True)
+    try:
+        yield
+    finally:
+        _SHAPES_ALONE.reset(token)
+
+
+def _awaiting(policy: Policy, path: str | os.PathLike[str]) -> Callable[[Items], Any]:
     def init(batch):
-        empty = jax.eval_shape(policy.init, batch)
-        wanted = named(empty)
-        wrong = [
-            f"{name} is {_shown(found.get(name))} in the file and {_shown(wanted.get(name))} in "
-            "this run"
-            for name in sorted(wanted.keys() | found.keys())
-            if not _alike(found.get(name), wanted.get(name))
-        ]
-        if wrong:
-            raise InputError(
-                f"{path}: {'; '.join(wrong)}. Give the policy, the batches and the tokens of an "
-                "example that the other run had."
-            )
-        # numpy knows no bfloat16 and reads its bytes as nameless.
-        leaves = [jnp.asarray(found[name].view(leaf.dtype)) for name, leaf in wanted.items()]
-        return jax.tree.unflatten(jax.tree.structure(empty), leaves)
+        if _SHAPES_ALONE.get():
+            return policy.init(batch)
+        raise InputError(
+            f"There is no {path}, with which the memory begins: write it by `jcl memory RUN {path}`"
+            ", or leave out memory.starting_from. Only a run with a checkpoint goes on without it."
+        )
 
-    return policy._replace(init=init)
+    return init
+
+
+def _check_same_classes(
+    path: str | os.PathLike[str], own: Sequence[str], labels: Sequence[str]
+) -> None:
+    """Refuses other names than the file's: numbers alone would make one class of another."""
+    if own and not len(labels):
+        shown = ", ".join(own[:5]) + (", ..." if len(own) > 5 else "")
+        raise InputError(
+            f"{path}: its targets are the classes {shown}: give starting_from labels="
+            "stream.labels, so that it is known whether they are this run's as well."
+        )
+    for number, name in enumerate(own):
+        here = labels[number] if number < len(labels) else None
+        if here != name:
+            raise InputError(
+                f"{path}: class {number} is {name!r} in the file and "
+                f"{'missing' if here is None else repr(here)} in this run: give the stream the "
+                "file's classes first and in their order (tasks= lists of labels), new ones behind."
+            )
+
+
+def _taken(policy: Policy, path: Any, found: dict[str, np.ndarray], batch: Items) -> Any:
+    """The memory that a file's arrays make, in the shapes of the policy and the batch."""
+    empty = jax.eval_shape(policy.init, batch)
+    wanted = named(empty)
+    found = {name: _grown(name, leaf, wanted.get(name), batch) for name, leaf in found.items()}
+    if wanted.keys() == found.keys() and all(_alike(found[n], wanted[n]) for n in wanted):
+        return jax.tree.unflatten(
+            jax.tree.structure(empty), [jnp.asarray(found[n]) for n in wanted]
+        )
+    names = {name for name in wanted.keys() | found.keys() if name.startswith("items/")}
+    names |= _GROWS.keys() & wanted.keys() & found.keys()
+    wrong = [
+        f"{name} is {_shown(found.get(name))} in the file and {_shown(wanted.get(name))} in this "
+        "run"
+        for name in sorted(names)
+        if not _alike(found.get(name), wanted.get(name), capacity=name.startswith("items/"))
+    ]
+    if wrong:
+        raise InputError(
+            f"{path}: {'; '.join(wrong)}. Give batches with the keys and types that the other run "
+            "had, no fewer classes, and texts that are no shorter; longer ones need a mask."
+        )
+    if policy.boundary or (policy.score and "scores" not in found):
+        raise InputError(
+            f"{path}: this policy wants features or losses with every example, which the file has "
+            "not: give it as it was in the other run, or take a reservoir, a ring or a "
+            "class-balanced memory."
+        )
+    structure = jax.tree.structure(empty.items)
+    order, capacity = _stored(found), _number(empty.items)
+    names = [f"items/{name}" for name in named(empty.items)]
+    items = jax.tree.unflatten(structure, [jnp.asarray(found[name][order]) for name in names])
+    scores = jnp.asarray(found["scores"][order]) if policy.score else None
+
+    def offer(memory, each):
+        item, score = jax.tree.map(lambda leaf: leaf[None], each)
+        return policy.insert(memory, item, None, score), None
+
+    memory, _ = jax.lax.scan(offer, policy.init(batch), (items, scores))
+    if len(order) >= capacity:
+        counts = {"seen", "offered"} & wanted.keys() & found.keys()
+        memory = memory._replace(**{name: jnp.asarray(found[name]) for name in counts})
+    return memory
+
+
+def _grown(name: str, leaf: np.ndarray, wanted: Any, batch: Items) -> np.ndarray:
+    """The leaf as long as it is wanted, where what is filled in does not count."""
+    if wanted is None or leaf.ndim != len(wanted.shape):
+        return leaf
+    if leaf.dtype.kind == "V" and leaf.dtype.itemsize == wanted.dtype.itemsize:
+        leaf = leaf.view(wanted.dtype)  # numpy knows no bfloat16 and reads its bytes as nameless
+    axis, fill = _GROWS.get(name, (leaf.ndim, 0))
+    if axis >= leaf.ndim or (name in _TOKENS and not _marks_tokens(batch)):
+        return leaf
+    more = max(0, wanted.shape[axis] - leaf.shape[axis])
+    width = [(0, more if each == axis else 0) for each in range(leaf.ndim)]
+    return np.pad(leaf, width, constant_values=fill)
+
+
+def _marks_tokens(batch: Items) -> bool:
+    """Whether each token has a mark of its own, which says that it is none."""
+    targets = batch.get("targets")
+    if targets is None or "inputs" not in batch:
+        return False
+    mark = batch.get("attention_mask" if len(targets.shape) == 1 else "mask")
+    return mark is not None and tuple(mark.shape) == tuple(batch["inputs"].shape)
+
+
+def _stored(found: dict[str, np.ndarray]) -> np.ndarray:
+    """The slots that hold an item; a ring's begin with the oldest."""
+    if "filled" in found:
+        return np.flatnonzero(found["filled"])
+    if "stored" in found:
+        return np.arange(found["stored"].sum())
+    seen = int(found["seen"])
+    capacity = len(next(leaf for name, leaf in found.items() if name.startswith("items/")))
+    first = seen % capacity if seen > capacity else 0
+    return (first + np.arange(min(seen, capacity))) % capacity
 
 
 def named(memory: Any) -> dict[str, Any]:
@@ -570,11 +754,12 @@ def named(memory: Any) -> dict[str, Any]:
     }
 
 
-def _alike(found: Any, wanted: Any) -> bool:
-    if found is None or wanted is None or tuple(found.shape) != tuple(wanted.shape):
+def _alike(found: Any, wanted: Any, *, capacity: bool = False) -> bool:
+    """Whether both have one shape and type; the capacity, the first axis, may be left out."""
+    if found is None or wanted is None:
         return False
-    nameless = found.dtype.kind == "V" and found.dtype.itemsize == wanted.dtype.itemsize
-    return found.dtype == wanted.dtype or nameless
+    shapes = (tuple(each.shape)[1 if capacity else 0 :] for each in (found, wanted))
+    return len(set(shapes)) == 1 and found.dtype == wanted.dtype
 
 
 def _shown(leaf: Any) -> str:

@@ -9,9 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcl import data
+from jcl import data, memory
 from jcl.errors import REMEDY, Diverged, InputError
-from jcl.experiment import Experiment, check, evaluation_batches, stage_name, stage_steps
+from jcl.experiment import (
+    Experiment,
+    check,
+    check_memories,
+    evaluation_batches,
+    stage_name,
+    stage_steps,
+)
 from jcl.learner import Learner, LearnerState, by_index, learner, over_batches, over_seeds
 from jcl.sharding import Placement
 
@@ -45,7 +52,9 @@ class Program:
             )
         if len(experiments) > 1:
             functions = over_seeds(functions, by=first.seeds_by or _quickest())
-        shapes = jax.eval_shape(self._initial)
+        with memory.shapes_alone():
+            # Behind a function of its own: `initial`, which needs the files, is traced anew.
+            shapes = jax.eval_shape(lambda: self._initial())
         place = self._placement.state(shapes)
         self.abstract = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -74,8 +83,14 @@ class Program:
         )
 
     def initial(self) -> LearnerState:
-        """The state before the first step."""
-        return jax.jit(self._initial, out_shardings=self._placement.state(self.abstract))()
+        """The state before the first step.
+
+        Raises:
+            InputError: it begins with a memory that does not fit, or whose file is not there.
+        """
+        state = jax.jit(self._initial, out_shardings=self._placement.state(self.abstract))()
+        check_memories(self.experiments[0], state.strategy)
+        return state
 
     def calls(self, stage: int, start: int, stop: int) -> Iterator[Call]:
         """What takes the state from one step of a stage to another."""

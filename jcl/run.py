@@ -18,7 +18,7 @@ from rich.console import Console
 
 from jcl import checkpoint, folder, report
 from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, SaveError
-from jcl.experiment import Experiment, stage_name, stage_steps
+from jcl.experiment import Experiment, known, stage_name, stage_steps
 from jcl.learner import LearnerState, start_task
 from jcl.program import Program
 from jcl.progress import RunProgress
@@ -90,6 +90,7 @@ def run(
         config_file=config_file,
         hashes={task.name: task.hash for task in first.stream.tasks},
         seeds=[experiment.seed for experiment in experiments],
+        known=known(first),
     )
     program = Program(experiments)
     with folder.opened(path, description, fresh=fresh):
@@ -158,6 +159,11 @@ def _train(
             progress.say(f"{path}: going on from {at}")
         else:
             progress.say(f"{path}: {sum(lengths)} steps, seeds {description['seeds']}")
+            if "length" in (texts := description["known"]):
+                progress.say(
+                    f"texts of {texts['length']} tokens, the longest had {texts['longest']}; "
+                    f"{texts['truncated']} were cut"
+                )
             evaluate(state, "nothing")
             save(state)
         for stage in range(position.stage, len(lengths)):

@@ -106,10 +106,50 @@ def test_texts_keep_what_csv_and_json_quote(tmp_path):
     assert texts(stream_of(path).tasks[0].train) == ["u, v"]
 
 
+def test_a_quotation_mark_in_a_tsv_is_a_letter(tmp_path):
+    path, odd = tmp_path / "t.tsv", ['"it begins', "middle", 'the "end"', '"whole"']
+    rows = [f"{text}\t{label}\t{part}" for text in odd for label in "xy" for part in
+            ("train", "test")]  # fmt: skip
+    path.write_text("\n".join(["text\tlabel\tsplit", *rows]))
+    stream = stream_of(path)
+    assert texts(stream.tasks[0].train) == texts(stream.tasks[1].test) == odd
+    path.write_text('text\tlabel\tsplit\n"a\tb"\tx\ttrain\n')
+    with pytest.raises(InputError, match="line 2 has 4 fields, .* must not hold a tab"):
+        stream_of(path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_a_field_may_be_as_long_as_the_file(tmp_path, ending):
+    long, comma = "a" * 200_000, {"csv": ",", "tsv": "\t"}[ending]
+    path = tmp_path / f"t.{ending}"
+    lines = ["text,label,split", *(f"{long},{label},{part}" for label in "xy" for part in
+                                   ("train", "test"))]  # fmt: skip
+    path.write_text("\n".join(lines).replace(",", comma))
+    limit = csv.field_size_limit(131_072)
+    try:
+        assert stream_of(path).length == 200_000
+    finally:
+        csv.field_size_limit(limit)
+
+
 def test_whole_numbers_are_ordered_as_numbers(tmp_path):
     rows = [(f"t {label}", label, part) for label in (10, 2, 1, 0) for part in ("train", "test")]
     for path in (write_csv(tmp_path / "t.csv", rows), write_jsonl(tmp_path / "t.jsonl", rows)):
         assert stream_of(path).labels == ("0", "1", "2", "10")
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"),
+    [
+        (["--1", "2", "10"], ("--1", "10", "2")),
+        (["-1", "2", "10"], ("-1", "2", "10")),
+        (["01", "1", "0"], ("0", "01", "1")),
+        (["9" * 5000, "1", "-"], ("-", "1", "9" * 5000)),
+    ],
+)
+def test_labels_that_look_like_numbers(tmp_path, labels, order):
+    rows = [("t", label, part) for label in labels for part in ("train", "test")]
+    assert stream_of(write_csv(tmp_path / "t.csv", rows), tasks=1).labels == order
 
 
 def test_groups_of_labels_give_order_and_names(tmp_path):
@@ -246,7 +286,10 @@ def test_tokenizers_that_cannot_serve_are_refused(tmp_path):
     empty = bert({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})
     with pytest.raises(InputError, match="the same id: its vocabulary is empty"):
         stream_of(path, tokenizer=empty)
-    tokenizer = bert()
+    transformers = pytest.importorskip("transformers")
+    with pytest.raises(InputError, match="no token for any of 20 texts: its vocabulary is empty"):
+        stream_of(path, tokenizer=transformers.GPT2Tokenizer(vocab_file="v.json"))
+    tokenizer = bert({word: index for index, word in enumerate([*WORDS, *"abcd0123"])})
     tokenizer.pad_token = None
     with pytest.raises(InputError, match="without an id for padding"):
         stream_of(path, tokenizer=tokenizer)
@@ -298,6 +341,10 @@ def test_the_other_stream_functions_take_it(tmp_path):
     blurred = jcl.data.blurry(stream, 0.2)
     assert sorted(set(targets(blurred.stages[0]))) == [0, 1, 2, 3]
     assert len(jcl.data.fuzzy(stream, 0.5).stages[0]) == 40
+    for other in (jcl.data.joint, jcl.data.cumulative, jcl.data.labelled):
+        assert (other(stream).length, other(stream).labels) == (4, ("a", "b", "c", "d"))
+    assert (blurred.name, blurred.longest) == ("text classification, class, blurry 0.2", 4)
+    assert jcl.data.fuzzy(stream, 0.5).truncated == 0
     batches = list(jcl.data.evaluation_batches(stream.tasks[0].test, 3))
     assert np.concatenate([batch["mask"] for batch in batches]).tolist() == [1, 1, 1, 1, 0, 0]
 
@@ -336,6 +383,7 @@ def rows_with(line, row):
         (table(), {"test": 3}, "test=3"),
         (table(), {"test": 0.5, "seed": -1}, "seed=-1"),
         ([r for r in table() if r[1:] != ("a", "test")], {"tasks": 4}, "'a' .* no test example"),
+        (table(each=1, tests=0), {"test": 0.2}, "'a, b' .* test=0.2 never draws a label's only"),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(tmp_path, rows, options, message):

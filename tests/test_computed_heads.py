@@ -72,6 +72,27 @@ def test_slda_tells_apart_what_the_means_alone_do_not():
     assert discriminant > accuracy(streamed(jcl.nearest_class_mean(MODEL.features, 5))) + 0.1
 
 
+@pytest.mark.parametrize(
+    "part",
+    [
+        jcl.nearest_class_mean(MODEL.features, 5),
+        jcl.slda(MODEL.features, 5, shrinkage=0.1),
+        jcl.slda_replay(MODEL.features, 5, capacity=10, size=4, shrinkage=0.1),
+    ],
+    ids=["nearest_class_mean", "slda", "slda_replay"],
+)
+def test_the_first_batch_of_a_class_has_a_loss_of_0(part):
+    learner = jcl.learner(jcl.losses.classify(MODEL.apply), jcl.chain(jcl.freeze("*"), part))
+    batch = {"inputs": jnp.asarray(INPUTS[:8]), "targets": jnp.asarray(TARGETS[:8] % 2)}
+    state, step = learner.init(jax.random.key(0), PARAMS, batch), jax.jit(learner.step)
+    state, first = step(state, batch)
+    assert first["loss"] == 0
+    _, again = step(state, batch)
+    assert 0 < again["loss"] < 100
+    other = batch | {"targets": batch["targets"].at[0].set(4)}
+    assert 0 < step(state, other)[1]["loss"] <= again["loss"]  # one example less has a loss
+
+
 @pytest.mark.parametrize("make", [jcl.nearest_class_mean, jcl.slda])
 def test_heads_that_do_not_fit_are_refused(make):
     batch = {"inputs": jnp.zeros((2, 4)), "targets": jnp.zeros(2, jnp.int32)}

@@ -268,6 +268,29 @@ def test_a_target_beyond_the_head_is_refused():
         check(experiment)
 
 
+def test_a_target_out_of_range_passes_where_a_mask_leaves_it_out():
+    from jcl.experiment import check
+
+    def experiment(mask):
+        leaves = {
+            "inputs": np.zeros((4, 3), np.float32), "targets": np.array([0, 1, -100, 1], np.int32),
+            "mask": np.array(mask, np.float32),
+        }  # fmt: skip
+        source = jcl.data.Arrays(leaves)
+        model = jcl.models.mlp(jcl.models.MLPConfig(inputs=3, hidden=(4,), classes=2))
+        return jcl.Experiment(
+            name="masked", model=model, loss_fn=jcl.losses.classify(model.apply),
+            strategy=jcl.ewc(1.0), batch_size=4, epochs=1,
+            stream=jcl.data.Stream("one", (jcl.data.Task("one", source, source, ""),)),
+            measure=jcl.losses.accuracy(model.apply),
+        )  # fmt: skip
+
+    check(experiment([1, 1, 0, 1]))
+    check(experiment([0, 0, 0, 0]))
+    with pytest.raises(InputError, match="targets from -100 to 1 .* needs a mask of 0"):
+        check(experiment([1, 1, 1, 1]))
+
+
 @pytest.mark.skipif(
     not (Path(os.environ.get("JCL_DATA", "")) / "mnist" / "mnist.npz").is_file(),
     reason="JCL_DATA holds no mnist/mnist.npz",

@@ -30,15 +30,15 @@ ALLOWED = {
     "progress": set(),
     "report": {"folder", "metrics"},
     "experiment": {"core", "data", "learner", "losses", "models"},
-    "program": {"data", "experiment", "learner", "sharding"},
+    "program": {"data", "experiment", "learner", "memory", "sharding"},
     "answer": {
-        "checkpoint", "core", "experiment", "folder", "learner", "models", "program",
+        "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
     "run": {
         "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "memory", "models", "report", "run",
+        "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "report", "run",
         "strategies",
     },
     "__init__": {

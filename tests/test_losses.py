@@ -87,6 +87,46 @@ def test_nothing_counted_is_zero_and_not_nan():
     assert float(jax.grad(lambda shift: loss_fn(shift * BATCH["inputs"], batch, None)[0])(1.0)) == 0
 
 
+@pytest.mark.parametrize("target", [-100, -1, 3, 255])
+def test_a_target_that_does_not_count_may_be_any_number(target):
+    mask = jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    plain = BATCH | {"mask": mask}
+    odd = plain | {"targets": jnp.where(mask > 0, TARGETS, target)}
+    for loss_fn in (causal_lm(apply), masked_lm(apply), causal_lm(HEADED, chunk=2)):
+        (loss, aux), slope = jax.value_and_grad(loss_fn, has_aux=True)(1.0, odd, None)
+        (expected, known), right = jax.value_and_grad(loss_fn, has_aux=True)(1.0, plain, None)
+        np.testing.assert_array_equal([loss, slope], [expected, right])
+        np.testing.assert_array_equal(aux["losses"], known["losses"])
+        assert np.isfinite(loss)
+    for measure in (bits_per_byte(apply, np.array([1, 2, 4])),
+                    bits_per_byte(HEADED, np.array([1, 2, 4]), chunk=2)):  # fmt: skip
+        found, expected = measure.function(1.0, odd), measure.function(1.0, plain)
+        np.testing.assert_array_equal(found, expected)
+    rows = {"inputs": BATCH["inputs"][0], "targets": jnp.array([0, target]), "mask": mask[0]}
+    loss, aux = classify(apply)(0.0, rows, None)
+    np.testing.assert_allclose([loss, *aux["losses"]], [-LOG(0.5), -LOG(0.5), 0], rtol=1e-6)
+    assert accuracy(apply).function(0.0, rows)[1] == 1
+
+
+HEADED = jcl.models.Model(
+    None, apply, None, features=lambda params, inputs, key=None: jnp.log(inputs),
+    head=lambda params, hidden, key=None: params + hidden,
+)  # fmt: skip
+
+
+def test_a_class_that_the_model_hides_has_no_loss():
+    logits = jnp.array([[2.0, 0.0, jcl.losses.HIDDEN], [0.0, 1.0, jcl.losses.HIDDEN]])
+    loss_fn = classify(lambda params, inputs, key=None: params * inputs)
+    batch = {"inputs": logits, "targets": jnp.array([1, 2])}
+    (loss, aux), slope = jax.value_and_grad(loss_fn, has_aux=True)(1.0, batch, None)
+    expected = LOG(1 + np.exp(2))
+    np.testing.assert_allclose(aux["losses"], [expected, 0], rtol=1e-6)
+    np.testing.assert_allclose(loss, expected / 2, rtol=1e-6)
+    np.testing.assert_allclose(slope, 0.5 * 2 / (1 + np.exp(-2)), rtol=1e-6)
+    half = classify(lambda params, inputs, key=None: inputs.astype(jnp.bfloat16))
+    assert half(1.0, batch, None)[1]["losses"][1] == 0
+
+
 def test_absent_targets_leave_the_logits():
     for loss_fn, inputs in [(causal_lm(apply), CHANCES), (classify(apply), CHANCES[0])]:
         loss, aux = loss_fn(0.0, {"inputs": jnp.asarray(inputs)}, None)

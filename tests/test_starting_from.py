@@ -1,5 +1,7 @@
 """What one run leaves to another: params, a memory; and what is computed of a stream once."""
 
+import json
+import re
 from pathlib import Path
 
 import jax
@@ -10,7 +12,8 @@ import pytest
 import toy
 
 import jcl
-from jcl.__main__ import main
+from jcl.__main__ import load_config, main
+from jcl.answer import reopen
 
 BATCH = toy.batch(0)
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -86,9 +89,11 @@ def test_what_does_not_fit_is_named(tmp_path):
         with pytest.raises(jcl.InputError, match=message):
             jcl.memory.starting_from(policy, path).init(batch)
 
-    refused(r"items/inputs is float32\[6, 5\] in the file and float32\[7, 5\] in this run",
-            jcl.memory.reservoir(7))  # fmt: skip
-    refused(r"full is missing in the file and bool\[3\]", jcl.memory.class_balanced(6, 3))
+    wide = {**BATCH, "inputs": jnp.ones((16, 7))}  # no tokens that a mask could leave out
+    refused(r"items/inputs is float32\[6, 5\] in the file and float32\[7, 7\] in this run",
+            jcl.memory.reservoir(7), wide)  # fmt: skip
+    refused("wants features or losses", jcl.memory.priority(6))
+    refused("wants features or losses", jcl.memory.herding(6, 3, toy.features))
     refused(r"items/mask is missing in the file and float32\[6\]",
             batch={**toy.batch(0), "mask": jnp.ones(toy.BATCH)})  # fmt: skip
     refused("items/targets is int32.* in the file and missing in this run",
@@ -99,14 +104,197 @@ def test_what_does_not_fit_is_named(tmp_path):
     )
     with pytest.raises(jcl.InputError, match="give a memory and a file"):
         jcl.memory.starting_from(6, path)
-    with pytest.raises(jcl.InputError, match="no memory that can be read"):
-        jcl.memory.starting_from(policy, tmp_path / "none.npz")
+    with pytest.raises(jcl.InputError, match="There is no .*none.npz, with which"):
+        jcl.memory.starting_from(policy, tmp_path / "none.npz").init(BATCH)
     path.write_bytes(b"PK\x03\x04 cut off")
     with pytest.raises(jcl.InputError, match="no memory that can be read"):
         jcl.memory.starting_from(policy, path)
     np.savez(path, allow_pickle=True, items=np.array([{}], object))
     with pytest.raises(jcl.InputError, match="no memory that can be read"):
         jcl.memory.starting_from(policy, path)
+
+
+def texts(number, length=4, classes=3, *, first=0):
+    """A batch of as many texts, of which each shows its own number."""
+    targets = jnp.arange(first, first + number) % classes
+    return {
+        "inputs": jnp.full((number, length), jnp.arange(first, first + number)[:, None]),
+        "attention_mask": jnp.ones((number, length), jnp.int32),
+        "targets": targets.astype(jnp.int32),
+    }
+
+
+def shown(memory, policy):
+    return np.asarray(memory.items["inputs"][:, 0])[np.asarray(policy.filled(memory))].tolist()
+
+
+def test_a_memory_of_another_capacity_is_offered_the_examples(tmp_path):
+    path, batch = tmp_path / "m.npz", texts(8)
+
+    def imported(old, new, batch=batch, offered=batch):
+        jcl.memory.save(path, old.insert(old.init(batch), offered, None))
+        policy = jcl.memory.starting_from(new, path)
+        memory = jax.jit(lambda: policy.init(batch))()
+        return shown(memory, policy), memory
+
+    ring, reservoir, balanced = jcl.memory.ring, jcl.memory.reservoir, jcl.memory.class_balanced
+    found, memory = imported(ring(5), ring(3))  # of 3 to 7, which begin at slot 3
+    assert (sorted(found), memory.seen) == ([5, 6, 7], 8)
+    found, memory = imported(ring(5), ring(9))
+    assert (found, memory.seen) == ([3, 4, 5, 6, 7], 5)
+    found, memory = imported(reservoir(20), reservoir(10))
+    assert (found, memory.seen) == ([*range(8)], 8)
+    found, memory = imported(reservoir(8), reservoir(4))
+    assert len(set(found)) == 4
+    assert memory.seen == 8  # so that the next example enters with the chance of 4 in 9
+    found, memory = imported(balanced(8, 3), balanced(6, 3))
+    assert memory.stored.tolist() == [2, 2, 2]
+    assert memory.offered.tolist() == [3, 3, 2]
+    found, memory = imported(reservoir(8), balanced(9, 3))
+    assert (found, memory.stored.tolist()) == ([*range(8)], [3, 3, 2])
+    found, memory = imported(balanced(9, 3), reservoir(8))
+    assert found == [*range(8)]
+
+
+def test_longer_texts_and_more_classes_go_on_with_the_counts(tmp_path):
+    path, old = tmp_path / "m.npz", jcl.memory.class_balanced(6, 3)
+    memory = old.insert(old.init(texts(8)), texts(8), None)
+    jcl.memory.save(path, memory)
+    policy = jcl.memory.starting_from(jcl.memory.class_balanced(6, 5), path)
+    again = policy.init(texts(8, length=7))
+    for name in ("inputs", "attention_mask"):
+        np.testing.assert_array_equal(again.items[name][:, :4], memory.items[name])
+        assert not np.any(again.items[name][:, 4:])
+    assert again.stored.tolist() == [*memory.stored.tolist(), 0, 0]
+    assert again.offered.tolist() == [3, 3, 2, 0, 0]
+    assert (again.seen, again.full.shape) == (8, (5,))
+    later = policy.insert(again, texts(8, length=7, classes=5, first=8), None)
+    assert later.offered.sum() == 16
+    with pytest.raises(jcl.InputError, match=r"offered is int32\[3\] in the file and int32\[2\]"):
+        jcl.memory.starting_from(jcl.memory.class_balanced(6, 2), path).init(texts(8))
+    with pytest.raises(jcl.InputError, match="texts that are no shorter"):
+        jcl.memory.starting_from(old, path).init(texts(8, length=3))
+    blocks = {name: jnp.ones((8, 4), jnp.int32) for name in ("inputs", "targets")}
+    ring = jcl.memory.ring(4)
+    jcl.memory.save(path, ring.insert(ring.init(blocks), blocks, None))
+    longer = {name: jnp.ones((8, 6), jnp.int32) for name in blocks}
+    with pytest.raises(jcl.InputError, match="longer ones need a mask"):
+        jcl.memory.starting_from(ring, path).init(longer)
+
+
+def test_a_memory_of_other_classes_or_tokens_is_refused(tmp_path):
+    path, policy = tmp_path / "m.npz", jcl.memory.reservoir(8)
+    memory = policy.insert(policy.init(texts(8)), texts(8), None)
+    jcl.memory.save(path, memory, labels=["p", "q", "r"])
+
+    def start(labels):
+        return jcl.memory.starting_from(policy, path, labels=labels).init(texts(8))
+
+    assert start(["p", "q", "r"]).seen == start(("p", "q", "r", "s")).seen == 8
+    with pytest.raises(jcl.InputError, match="targets are the classes p, q, r: give .* labels="):
+        start(())
+    with pytest.raises(jcl.InputError, match="class 0 is 'p' in the file and 'w' in this run"):
+        start(["w", "x", "y", "z"])
+    with pytest.raises(jcl.InputError, match="class 1 is 'q' in the file and 'r' in this run"):
+        start(["p", "r", "q"])
+    with pytest.raises(jcl.InputError, match="class 2 is 'r' in the file and missing"):
+        start(["p", "q"])
+
+    def begin(logits, **known):
+        jcl.memory.save(path, memory, **known)
+        part = jcl.replay(jcl.memory.starting_from(policy, path), size=2)
+        shape = jax.ShapeDtypeStruct(logits, jnp.float32)
+        return part.init({}, batch=texts(8), aux={"logits": shape})
+
+    assert begin((8, 3)).seen == 8
+    with pytest.raises(jcl.InputError, match="holds the target 2 and the model gives 2 logits"):
+        begin((8, 2))
+    assert begin((8, 4, 30), vocabulary=30).seen == 8
+    with pytest.raises(jcl.InputError, match="with a vocabulary of 30 and the model's is 31"):
+        begin((8, 4, 31), vocabulary=30)
+
+
+MONTHS = """
+from dataclasses import dataclass
+import optax, jcl
+
+class Letters:
+    pad = 0
+
+    def __init__(self, first):
+        self.first = first
+
+    def encode(self, text):
+        return [ord(letter) - self.first for letter in text]
+
+@dataclass(frozen=True)
+class Config:
+    csv: str = ""
+    memory: str = ""
+    first: int = 1
+    vocabulary: int = 130
+    length: int = 4
+    seed: int = 0
+
+def build(config):
+    stream = jcl.data.text_classification(
+        config.csv, tokenizer=Letters(config.first), tasks=[["p", "q"], ["r", "s"]],
+        test=0.4, length=config.length,
+    )
+    model = jcl.models.bert(jcl.models.BertConfig(
+        config.vocabulary, 8, 8, 1, 2, 8, head="classes", classes=4, dropout=0.0
+    ))
+    policy = jcl.memory.reservoir(6)
+    if config.memory:
+        policy = jcl.memory.starting_from(policy, config.memory, labels=stream.labels)
+    return jcl.Experiment(
+        name="months", model=model, loss_fn=jcl.losses.classify(model.apply),
+        strategy=jcl.chain(jcl.replay(policy, 2), optax.sgd(0.1)), stream=stream,
+        measure=jcl.losses.accuracy(model.apply), batch_size=8, steps=3, seed=config.seed,
+    )
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.* were cut to 4 tokens")
+def test_next_month_goes_on_with_the_memory_and_then_without_its_file(tmp_path, capsys):
+    config, table, file = tmp_path / "months.py", tmp_path / "t.csv", tmp_path / "m.npz"
+    config.write_text(MONTHS)
+    rows = [f"{word}{word},{word}" for word in "pqrs" for _ in range(8)]
+    rows += [f"{word},{word}" for word in "pqrs" for _ in range(8)] + ["pppppp,p"]
+    table.write_text("\n".join(["text,label", *rows]))
+
+    def run(out, *options):
+        code = main(["run", str(config), "--csv", str(table), "--out", str(tmp_path / out),
+                     *map(str, options)])  # fmt: skip
+        return code, capsys.readouterr()
+
+    code, told = run("one")
+    assert code == 0, told.err
+    assert "texts of 4 tokens, the longest had 6; 1 were cut" in told.out
+    known = json.loads((tmp_path / "one" / "config.json").read_text())["known"]
+    assert known == {
+        "labels": ["p", "q", "r", "s"], "classes": 4, "length": 4, "longest": 6, "truncated": 1,
+        "vocabulary": 130,
+    }  # fmt: skip
+    assert main(["memory", str(tmp_path / "one"), str(file)]) == 0
+    with np.load(file) as arrays:
+        assert arrays["known/labels"].tolist() == known["labels"]
+        assert arrays["known/vocabulary"] == 130
+    code, told = run("small", "--memory", file, "--first", 110, "--vocabulary", 20)
+    assert code == 1
+    assert re.search(r"the imported memory has the token 11\d and the model .* of 20", told.err)
+    assert not (tmp_path / "small").exists()
+    assert run("two", "--memory", file, "--length", 6)[0] == 0
+    file.unlink()
+    code, told = run("new", "--memory", file)
+    assert code == 1
+    assert "There is no" in told.err
+    assert not (tmp_path / "new").exists()
+    for name in ("report.json", "report.md", "matrix.png"):  # it has to read its checkpoint
+        (tmp_path / "two" / name).unlink()
+    assert run("two", "--memory", file, "--length", 6)[0] == 0
+    assert reopen(tmp_path / "two", load_config).state.strategy[0].seen > 6
 
 
 def test_what_is_no_memory_is_not_saved(tmp_path):

@@ -326,6 +326,7 @@ def test_gpt2_mixes_the_second_task_with_ten_blocks_of_the_first(monkeypatch):
     check(experiment)
     assert "replay" in experiment.strategy.name
     assert "replay" not in module.build(module.Config(length=32, memory=0)).strategy.name
+    assert experiment.tokenizer.encode("für").tolist() == [*"für".encode()]
 
 
 def test_gpt2_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
@@ -343,6 +344,7 @@ def test_gpt2_goes_on_from_a_checkpoint(tmp_path, monkeypatch):
     check(experiment)
     found = experiment.model.init(jax.random.key(0))
     np.testing.assert_array_equal(found["wte"], params["wte"])
+    assert experiment.tokenizer.decode(experiment.tokenizer.encode("the theme")) == "the theme"
 
 
 def made_up(tokenizer):

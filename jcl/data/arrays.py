@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,7 +154,7 @@ def labelled(stream: Stream) -> Stream:
         task._replace(train=Labelled(task.train, number), test=Labelled(task.test, number))
         for number, task in enumerate(stream.tasks)
     )
-    return Stream(stream.name, tasks)
+    return replace(stream, tasks=tasks, stages=())
 
 
 def encoded(stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int = 250) -> Stream:
@@ -243,7 +244,7 @@ def blurry(stream: Stream, share: float, *, seed: int = 0) -> Stream:
             stages[other].append(part)
     everything = Concatenated([task.train for task in stream.tasks])
     chosen = tuple(Chosen(everything, np.concatenate(parts)) for parts in stages)
-    return Stream(f"{stream.name}, blurry {share:g}", stream.tasks, chosen)
+    return replace(stream, name=f"{stream.name}, blurry {share:g}", stages=chosen)
 
 
 def fuzzy(stream: Stream, width: float, *, seed: int = 0) -> Stream:
@@ -285,7 +286,7 @@ def fuzzy(stream: Stream, width: float, *, seed: int = 0) -> Stream:
     order = np.concatenate(indices)[np.argsort(np.concatenate(times), kind="stable")]
     everything = Concatenated([task.train for task in stream.tasks])
     stage = Chosen(everything, order, ordered=True)
-    return Stream(f"{stream.name}, fuzzy {width:g}", stream.tasks, (stage,))
+    return replace(stream, name=f"{stream.name}, fuzzy {width:g}", stages=(stage,))
 
 
 def _crossing(

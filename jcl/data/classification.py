@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,9 +47,10 @@ def text_classification(
     tasks are domains or files, they share their labels already, and targets are the classes.
 
     Args:
-        source: a .csv, .tsv or .jsonl file; a folder that Hugging Face's save_to_disk wrote; or
-            the name of a tensorflow-datasets set prepared as array_record, such as
-            "ag_news_subset" or "glue/sst2". Several are a list, or a dict {task name: source}.
+        source: a .csv (fields may be quoted), .tsv (a quotation mark is a letter) or .jsonl file;
+            a folder that Hugging Face's save_to_disk wrote; or the name of a tensorflow-datasets
+            set prepared as array_record, such as "ag_news_subset" or "glue/sst2". Several are a
+            list, or a dict {task name: source}.
         tokenizer: text to ids, transformers' or jcl's.
         text: the column of the text.
         label: the column of the label: names, or whole numbers.
@@ -60,8 +62,9 @@ def text_classification(
             order; by default as they first appear.
         scenario: which.
         test: the source or sources of the test part; or its share, in (0, 1), drawn by `seed` of
-            every label's texts (of every domain), equal texts on one side; or None, where the
-            source is itself divided: a set in its parts, a table by the column `split`.
+            every label's texts (of every domain), equal texts on one side and never a label's only
+            text; or None, where the source is itself divided: a set in its parts, a table by the
+            column `split`.
         parts: what the train and the test part are called there. Other rows are left out.
         split: the column of a table that names the part of a row.
         length: tokens of every example; by default those of the longest text. Longer texts are
@@ -120,6 +123,15 @@ def text_classification(
         _check_known(held_back, "domain", names, "train row")
         own = {name: {row.label for row in train if row.domain == name} for name in names}
         groups = {name: [each for each in labels if each in own[name]] for name in names}
+    if isinstance(test, float):
+        tested = {row.domain for row in held_back}
+        for name in groups:
+            if name not in tested:
+                raise InputError(
+                    f"the task '{name}' has no test example: test={test} never draws a label's "
+                    "only text, which is to be learned, and its labels have one each: give more "
+                    "texts, or test= a file"
+                )
     return labelled_texts(
         "text classification", train, held_back, groups, labels, scenario, tokenizer, length,
         positions=scenario == "domain" and by == "labels",
@@ -319,8 +331,8 @@ def _drawn(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], lis
 
 
 def _ordered(labels: set[str]) -> list[str]:
-    if all(label.lstrip("-").isdecimal() for label in labels):
-        return sorted(labels, key=int)
+    if all(re.fullmatch(r"-?\d{1,18}", label) for label in labels):
+        return sorted(labels, key=lambda label: (int(label), label))  # "1" and "01" are two
     return sorted(labels)
 
 

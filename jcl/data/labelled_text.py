@@ -128,21 +128,22 @@ def _tokens(
             f"length is {length}: the tokenizer adds {least - 1} special tokens to every text, so "
             f"give at least {least}"
         )
-    pad = _pad(tokenizer)
     ids = [_ids(tokenizer, row.text, row.place) for row in rows]
-    for row, each in zip(rows, ids, strict=True):
-        if not len(each):
-            raise InputError(f"{row.place}: the text gives no token: drop the row")
     found: set[int] = set()
     for each in ids:
         found.update({*each.tolist()} - {*special})
         if len(found) > 1:
             break
-    if len(found) < 2 and len({row.text for row in rows}) > 1:
+    if not found or (len(found) < 2 and len({row.text for row in rows}) > 1):
+        gives = "every token of {} texts the same id" if found else "no token for any of {} texts"
         raise InputError(
-            f"the tokenizer gives every token of {len(rows)} texts the same id: its vocabulary is "
-            "empty; load it with transformers.AutoTokenizer.from_pretrained(folder)"
+            f"the tokenizer gives {gives.format(len(rows))}: its vocabulary is empty; load it with "
+            "transformers.AutoTokenizer.from_pretrained(folder)"
         )
+    for row, each in zip(rows, ids, strict=True):
+        if not len(each):
+            raise InputError(f"{row.place}: the text gives no token: drop the row")
+    pad = _pad(tokenizer)
     longest = max(len(each) for each in ids)
     length = length or longest
     inputs = np.full((len(rows), length), pad, np.int32)

@@ -7,7 +7,7 @@ Everything is random access: batch `i` is a function of the source, the batch si
 import functools
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import grain
@@ -143,7 +143,7 @@ def joint(stream: Stream) -> Stream:
     stage_0 = train_0 + ... + train_{tasks - 1}.
     """
     everything = Concatenated([task.train for task in stream.tasks])
-    return Stream(stream.name, stream.tasks, (everything,))
+    return replace(stream, stages=(everything,))
 
 
 def cumulative(stream: Stream) -> Stream:
@@ -153,7 +153,7 @@ def cumulative(stream: Stream) -> Stream:
     """
     trains = [task.train for task in stream.tasks]
     stages = tuple(Concatenated(trains[: index + 1]) for index in range(len(trains)))
-    return Stream(stream.name, stream.tasks, stages)
+    return replace(stream, stages=stages)
 
 
 class Walk:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jcl.data.text import check_whole, json_lines, read_utf8
 from jcl.errors import InputError
 
-_ENDINGS = {".csv": ",", ".tsv": "\t", ".jsonl": None}
+_ENDINGS = (".csv", ".tsv", ".jsonl")
 
 
 class Row(NamedTuple):
@@ -52,8 +52,9 @@ def read_table(source: str | os.PathLike, columns: Columns, part: str) -> Table:
     """Reads one file, folder or prepared set.
 
     Args:
-        source: a .csv, .tsv or .jsonl file; a folder that Hugging Face's save_to_disk wrote; or
-            the name of a tensorflow-datasets set that has been prepared as array_record.
+        source: a .csv (fields may be quoted), .tsv (a quotation mark is a letter) or .jsonl file;
+            a folder that Hugging Face's save_to_disk wrote; or the name of a tensorflow-datasets
+            set that has been prepared as array_record.
         columns: whose columns.
         part: of a set or a folder that has parts; a file has none, and is read whole.
 
@@ -65,7 +66,7 @@ def read_table(source: str | os.PathLike, columns: Columns, part: str) -> Table:
     if path.is_dir():
         records, names = _saved(path, columns, part)
     elif path.suffix in _ENDINGS:
-        records = _csv(path) if _ENDINGS[path.suffix] else _jsonl(path, columns)
+        records = _jsonl(path, columns) if path.suffix == ".jsonl" else _csv(path)
     elif isinstance(source, str) and re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.]+)?", source):
         records, names = _prepared(source, part)
     else:
@@ -140,8 +141,13 @@ def _jsonl(path: Path, columns: Columns) -> Iterator[tuple[str, dict]]:
 
 
 def _csv(path: Path) -> Iterator[tuple[str, dict]]:
-    lines = read_utf8(path).split("\n")
-    reader = csv.reader((line + "\n" for line in lines), delimiter=_ENDINGS[path.suffix] or ",")
+    text, tabs = read_utf8(path), path.suffix == ".tsv"
+    # Python's own limit is of 131,072 characters, and of the whole process: it is never lowered.
+    csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
+    # Where tabs divide the fields a quotation mark is a letter, and may stand alone.
+    quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
+    lines = (line + "\n" for line in text.split("\n"))
+    reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
     header, start = None, 1
     try:
         for cells in reader:
@@ -154,9 +160,13 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
                     raise InputError(f"{place} names a column twice ({header}): rename one")
                 continue
             if len(cells) != len(header):
+                remedy = (
+                    "a text must not hold a tab: write one that does as .csv or .jsonl"
+                    if tabs
+                    else "put a text that holds the delimiter in double quotes"
+                )
                 raise InputError(
-                    f"{place} has {len(cells)} fields, the header {len(header)}: put a text that "
-                    "holds the delimiter in double quotes"
+                    f"{place} has {len(cells)} fields, the header {len(header)}: {remedy}"
                 )
             yield place, dict(zip(header, cells, strict=True))
     except csv.Error as error:

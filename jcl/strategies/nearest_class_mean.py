@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jcl import checks
 from jcl.core import Params, Strategy, check_complete, strategy
 from jcl.errors import InputError
-from jcl.losses import outputs
+from jcl.losses import HIDDEN, outputs
 
 
 class ClassMeans(NamedTuple):
@@ -31,7 +31,8 @@ def nearest_class_mean(
 
     Mensink et al. 2013, without a learned metric; iCaRL's rule (Rebuffi et al. 2017)
     over all examples in place of exemplars. The model sees the computed head in
-    training as well, and the params' own head has no gradient. The means are exact only where the
+    training as well, where the first batch of a class has loss 0 (`jcl.losses.classify`), and the
+    params' own head has no gradient. The means are exact only where the
     features stay: freeze the backbone, `chain(freeze("*"), nearest_class_mean(...))`, or let it
     learn with `chain(adamw(...), nearest_class_mean(...))` and the older means lag behind.
 
@@ -96,7 +97,7 @@ def with_head(
     params: Params, head: str, kernel: jax.Array, bias: jax.Array, count: jax.Array
 ) -> Params:
     """The params with another head, whose classes of count 0 are never chosen."""
-    new = {"kernel": kernel, "bias": jnp.where(count > 0, bias, -1e9)}
+    new = {"kernel": kernel, "bias": jnp.where(count > 0, bias, HIDDEN)}
 
     def replace(path, leaf):
         *above, last = [part.key for part in path]

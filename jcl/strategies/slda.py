@@ -38,7 +38,8 @@ def slda(
     are those of all examples at once, in whatever batches they came: two batches' scatters of one
     class add up with n m / (n + m) d d^T, d the difference of their means. Differs from the paper
     in: the scatter within classes is exact, where the paper weighs an example by all examples
-    before it; no phase of its own begins it. Every step solves a system of the features' width.
+    before it; no phase of its own begins it. The first batch of a class has loss 0
+    (`jcl.losses.classify`). Every step solves a system of the features' width.
 
     Args:
         features: (params, inputs, key) -> [batch, width], such as `model.features`.
