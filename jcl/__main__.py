@@ -225,7 +225,7 @@ def _set_cpu_devices(asked: int | None, seeds: int) -> None:
 def _set_deterministic() -> None:
     """The flag is read when JAX is first used."""
     try:
-        jax.config.update("jax_num_cpu_devices", jax.config.jax_num_cpu_devices)
+        jax.config.update("jax_num_cpu_devices", jax.config.values["jax_num_cpu_devices"])
     except RuntimeError as error:
         raise InputError(
             "--deterministic: JAX is in use already; let the config use JAX in build(config) only."

@@ -142,7 +142,7 @@ def check_exact(call: str, config: Any) -> None:
 
 
 def features_of(
-    attention: Performer, module: nn.Module, width: int, key: jax.Array | None
+    attention: Any, module: nn.Module, width: int, key: jax.Array | None
 ) -> Float[Array, "features width"]:
     """The w of one attention, told from others by its path: of the key, or of the seed."""
     if attention.redraw and key is not None:

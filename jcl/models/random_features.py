@@ -38,6 +38,8 @@ def random_features(model: Model, width: int, where: str = "head", *, seed: int 
     >>> model.init(jax.random.key(0))["head"]["kernel"].shape
     (50, 3)
     """
+    narrow: Any = model.features
+    checks.function("random_features", "model.features", narrow, "those of jcl.models.mlp(...)")
     width = checks.whole("random_features", "width", width)
     seed = checks.whole("random_features", "seed", seed, least=0)
     dense = wrapping.kernels(wrapping.shapes(model))
@@ -62,8 +64,6 @@ def random_features(model: Model, width: int, where: str = "head", *, seed: int 
                 return function(*arguments, **rest)
 
         return call
-
-    narrow = model.features
 
     def features(params, inputs, key=None, **rest):
         return expand(narrow(params, inputs, key, **rest))
