@@ -30,7 +30,7 @@ HEAD = "| method | accuracy | forgetting | stored | wall time | peak memory | co
 FEW = ("naive", "joint", "replay, 10", "best")
 ALL = (
     "naive", "joint", "replay, 2", "replay, 10", "ewc", "lwf", "derpp", "agem", "lora", "olora",
-    "linear", "cosine", "nearest_class_mean", "slda", "best",
+    "linear", "cosine", "nearest_class_mean", "slda", "random_slda", "best",
 )  # fmt: skip
 
 

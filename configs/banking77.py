@@ -21,14 +21,14 @@ import optax
 
 import jcl
 
-FROZEN = ("linear", "cosine", "nearest_class_mean", "slda")
+FROZEN = ("linear", "cosine", "nearest_class_mean", "slda", "random_slda")
 
 
 @dataclass(frozen=True)
 class Config:
     method: Literal[
         "naive", "joint", "replay", "ewc", "lwf", "derpp", "agem", "lora", "olora", "linear",
-        "cosine", "nearest_class_mean", "slda", "best",
+        "cosine", "nearest_class_mean", "slda", "random_slda", "best",
     ] = "naive"  # fmt: skip
     backbone: Literal["minilm", "small"] = "minilm"
     examples: int = 10  # stored of each intent, by the methods with a memory
@@ -65,6 +65,10 @@ def build(config: Config) -> jcl.Experiment:
     def strength(default):
         return default if config.strength is None else config.strength
 
+    def random_slda():
+        wide = jcl.models.random_features(model, 2000)
+        return wide, [jcl.freeze("*"), jcl.slda(wide.features, classes, shrinkage=1e-2)]
+
     def lora(slots=1):
         return jcl.models.lora(model, 8, 16.0, "layer_*", slots=slots)
 
@@ -91,6 +95,7 @@ def build(config: Config) -> jcl.Experiment:
             model, [frozen, jcl.nearest_class_mean(model.features, classes)]
         ),
         "slda": lambda: (model, [frozen, jcl.slda(model.features, classes)]),
+        "random_slda": random_slda,
         "best": lambda: (
             model,
             [

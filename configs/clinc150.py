@@ -3,8 +3,9 @@
 class: one head of 150 classes and nothing that tells the task. domain: 15 shared targets, the place
 of an intent within its domain, whose meaning is new in every task. minilm is all-MiniLM-L6-v2 (6
 layers of 384, mean pooling), whose token table stays as it is; small is a BERT of 2 layers of 128
-from scratch. linear, cosine, nearest_class_mean and slda learn a head alone, over features that are
-computed once. Accuracy, forgetting, time and memory of every method: docs/text.md, by `make text`.
+from scratch. linear, cosine, nearest_class_mean, slda and random_slda (SLDA over 2,000 random
+features of them, after RanPAC) learn a head alone, over features that are computed once. Accuracy,
+forgetting, time and memory of every method: docs/text.md, by `make text`.
 
 Needs JCL_DATA, a folder with clinc150 (data_full.json and domains.json, as its authors publish
 them) and minilm_l6 (sentence-transformers/all-MiniLM-L6-v2 as the hub has it).
@@ -23,14 +24,14 @@ import optax
 
 import jcl
 
-FROZEN = ("linear", "cosine", "nearest_class_mean", "slda")
+FROZEN = ("linear", "cosine", "nearest_class_mean", "slda", "random_slda")
 
 
 @dataclass(frozen=True)
 class Config:
     method: Literal[
         "naive", "joint", "replay", "ewc", "lwf", "derpp", "agem", "lora", "olora", "linear",
-        "cosine", "nearest_class_mean", "slda", "best",
+        "cosine", "nearest_class_mean", "slda", "random_slda", "best",
     ] = "naive"  # fmt: skip
     scenario: Literal["class", "domain"] = "class"
     backbone: Literal["minilm", "small"] = "minilm"
@@ -68,6 +69,10 @@ def build(config: Config) -> jcl.Experiment:
     def strength(default):
         return default if config.strength is None else config.strength
 
+    def random_slda():
+        wide = jcl.models.random_features(model, 2000)
+        return wide, [jcl.freeze("*"), jcl.slda(wide.features, classes, shrinkage=1e-2)]
+
     def lora(slots=1):
         return jcl.models.lora(model, 8, 16.0, "layer_*", slots=slots)
 
@@ -95,6 +100,7 @@ def build(config: Config) -> jcl.Experiment:
             model, [frozen, jcl.nearest_class_mean(model.features, classes)]
         ),
         "slda": lambda: (model, [frozen, jcl.slda(model.features, classes)]),
+        "random_slda": random_slda,
         "best": lambda: (
             model,
             [
