@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import sys
 import tracemalloc
@@ -105,16 +106,20 @@ def test_gpt2_equals_hugging_faces_with_padding(kind, tmp_path):
 
 @pytest.mark.slow
 def test_gpt2_small(tmp_path):
+    """JCL_ALL_TESTS=1 takes all its layers and its longest input, in some minutes."""
+    layers, length = (12, 1024) if os.environ.get("JCL_ALL_TESTS") else (2, 16)
     parity = pytest.importorskip("parity", reason="PyTorch is absent: pip install torch==2.13.0")
     import transformers
 
     theirs = parity.made(
-        transformers.GPT2LMHeadModel(transformers.GPT2Config(attn_implementation="eager")),
+        transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(n_layer=layers, attn_implementation="eager")
+        ),
         spread=0.005,
     )
     theirs.save_pretrained(tmp_path)
     model, params = from_pretrained(tmp_path)
-    inputs = jax.random.randint(jax.random.key(0), (3, 16), 0, 50257)
+    inputs = jax.random.randint(jax.random.key(0), (3, length), 0, 50257)
     parity.compare_decoders(theirs, model, params, inputs)
 
 

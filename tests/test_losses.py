@@ -230,7 +230,7 @@ def test_a_loss_in_chunks_is_the_loss(name, chunk):
     model = LANGUAGE_MODELS[name]()
     params, batch, key = perturbed(model), language_batch(), jax.random.key(2)
     tolerance = 1e-2 if name == "bfloat16" else 1e-5
-    for make in (causal_lm, masked_lm):
+    for make in (causal_lm, masked_lm) if name == "gpt2" else (causal_lm,):
         whole, chunked = (
             jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch, key)
             for loss_fn in (make(model.apply), make(model, chunk=chunk))

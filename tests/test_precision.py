@@ -255,23 +255,29 @@ def test_replicas_and_steps_in_bfloat16():
     learner = jcl.learner(jcl.losses.causal_lm(model, chunk=20), strategy)
     data = {"inputs": TOKENS, "targets": jnp.roll(TOKENS, -1, axis=1)}
     keys = jax.random.split(jax.random.key(7), 2)
-    params = jax.vmap(model.init)(keys)
+    params = jax.jit(jax.vmap(model.init))(keys)
 
     def trained(learner, key, params, data):
         state = learner.init(key, params, data)
-        step = jax.jit(learner.step)
+        step, consolidate = learner.step, learner.consolidate
         stacked = jax.tree.map(lambda leaf: leaf[None], data)
         if data["inputs"].ndim == 3:
             stacked = jax.tree.map(lambda leaf: leaf[:, None], data)
-        state = jax.jit(learner.consolidate)(step(state, data)[0], stacked)
+        state = consolidate(step(state, data)[0], stacked)
         state, metrics = step(state, data)
         return state.params, metrics["loss"]
 
+    def compiled(learner):
+        return learner._replace(
+            step=jax.jit(learner.step), consolidate=jax.jit(learner.consolidate)
+        )
+
+    one = compiled(learner)
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), data)
-    together = trained(jcl.over_seeds(learner), keys, params, both)
+    together = trained(compiled(jcl.over_seeds(learner)), keys, params, both)
     for number in range(2):
         own = jax.tree.map(lambda leaf, n=number: leaf[n], params)
-        alone = trained(learner, keys[number], own, data)
+        alone = trained(one, keys[number], own, data)
         jax.tree.map(
             lambda a, b, n=number: np.testing.assert_allclose(a[n], b, atol=2e-3), together, alone
         )
