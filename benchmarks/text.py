@@ -179,8 +179,8 @@ def write_page():
         "intervals over seeds (their number in brackets). Stored: examples in the memory at the "
         "end. Wall time is that of all seeds together, which run in one program, and peak memory "
         "the largest resident set of that program; what a frozen encoder makes of the texts is "
-        "computed before, and its time is not in it. `joint` trains once on all tasks and so has no "
-        "forgetting.",
+        "computed before, and its time is not in it. `joint` trains once on all tasks and so has "
+        "no forgetting.",
         "",
         "Written by `make text`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "
