@@ -12,10 +12,10 @@ best rate of a square matmul of the same type that JAX or PyTorch reaches in the
 as in benchmarks/step.py.
 
 The peak of memory is that of a process of its own, which makes a GPT-2 small and takes three
-steps: ru_maxrss, with all that its libraries load. "in chunks" is `causal_lm(model, chunk=128)`,
-"remat" keeps what enters a block alone.
+steps: ru_maxrss, with all that its libraries load. "in chunks" is `causal_lm(model, chunk=128)`.
 On a GPU, with PyTorch's CUDA build, both use it, float32 products are TF32 in both (JAX's default
-there), each step ends when the GPU is done, and the peak is that of the memory given to arrays.
+there), each step ends when the GPU is done, and the peak is that of the memory given to arrays; it
+has not been run to its end there.
 Run it on an idle machine.
 """
 
@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from step import in_turn, machine, operations
+from step import in_turn, machine, operations, print_times, print_title
 
 import jcl
 from jcl.allocator import keep_freed_memory
@@ -123,15 +123,14 @@ def compare(torch_peer, case, shape, repeats, tiny):
     times = {name: statistics.median(seconds) for name, seconds in every.items()}
     fastest = {name: min(seconds) for name, seconds in every.items()}
     work = flops(config, length) * batch_size * length
-    print(f"\n{case}: {config.layers} x {config.width}, batch {batch_size} x {length}", end="")
-    print(f"; load before and after {load[0]:.2f} {load[1]:.2f}; median, fastest")
+    print_title(case, config, batch_size, length, load)
     for compute in types:
         print(f"  {'matmul ' + compute:18} {peak[compute] / 1e9:44.0f} GFLOP/s")
     shares = {}
     for name, seconds in times.items():
-        shares[name] = work / seconds / peak[name.split()[1]]
-        print(f"  {name:18} {seconds * 1e3:9.1f} ms {fastest[name] * 1e3:9.1f} ms", end="")
-        print(f"  {work / seconds / 1e9:6.0f} GFLOP/s  {shares[name]:4.0%} of peak")
+        own_peak = peak[name.split()[1]]
+        print_times(name, seconds, fastest[name], work, own_peak)
+        shares[name] = work / seconds / own_peak
     ratios = {}
     for (of, ours, other), target in TARGETS.items():
         if of == case:

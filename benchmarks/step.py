@@ -105,16 +105,11 @@ def compare(torch, size, repeats, methods):
     times = {name: statistics.median(seconds) for name, seconds in every.items()}
     fastest = {name: min(seconds) for name, seconds in every.items()}
     flops = operations(config, length) * batch_size * length
-    print(f"\n{size}: {config.layers} x {config.width}, batch {batch_size} x {length}", end="")
-    print(f"; load before and after {load[0]:.2f} {load[1]:.2f}; median, fastest")
+    print_title(size, config, batch_size, length, load)
     print(f"  {'matmul peak':18} {peak / 1e9:44.0f} GFLOP/s")
     for name, seconds in times.items():
-        print(f"  {name:18} {seconds * 1e3:9.1f} ms {fastest[name] * 1e3:9.1f} ms", end="")
-        if name in steps:
-            work = times_the_work.get(name, 1) * flops
-            print(f"  {work / seconds / 1e9:6.0f} GFLOP/s  {work / seconds / peak:4.0%} of peak")
-        else:
-            print()
+        work = times_the_work.get(name, 1) * flops if name in steps else None
+        print_times(name, seconds, fastest[name], work, peak)
     pairs = {"jcl / PyTorch": ("jcl naive", "PyTorch naive")}
     pairs |= {f"{method} / naive": (f"jcl {method}", "jcl naive") for method in methods}
     ratios = {
@@ -131,6 +126,19 @@ def compare(torch, size, repeats, methods):
         "load": load, "matmul_peak": peak, "median_seconds": times, "fastest_seconds": fastest,
         "median_and_fastest_ratios": ratios, "argument_and_counted_bytes": memory,
     }  # fmt: skip
+
+
+def print_title(case, config, batch_size, length, load):
+    print(f"\n{case}: {config.layers} x {config.width}, batch {batch_size} x {length}", end="")
+    print(f"; load before and after {load[0]:.2f} {load[1]:.2f}; median, fastest")
+
+
+def print_times(name, median, least, work, peak):
+    """One line of the table, with its share of the peak where the operations are counted."""
+    print(f"  {name:18} {median * 1e3:9.1f} ms {least * 1e3:9.1f} ms", end="")
+    if work is not None:
+        print(f"  {work / median / 1e9:6.0f} GFLOP/s  {work / median / peak:4.0%} of peak", end="")
+    print()
 
 
 def jcl_step(config, chain, batch):

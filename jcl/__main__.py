@@ -43,8 +43,8 @@ class RunOptions:
         save_minutes: minutes between checkpoints inside a task.
         cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
             out; by default enough for several seeds to occupy every core, 1 for one seed.
-        deterministic: on a GPU, only kernels that give the same bits at every run; slower. A CPU
-            gives them anyway.
+        deterministic: ask XLA for kernels that give the same bits at every run on a GPU, where it
+            has not been tried yet; a CPU gives them anyway.
     """
 
     seeds: int = 1

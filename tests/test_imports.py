@@ -16,7 +16,7 @@ ALLOWED = {
     "allocator": set(),
     "paths": set(),
     "core": {"paths"},
-    "memory": {"core", "losses"},
+    "memory": {"core", "losses", "memory"},
     "strategies": {"core", "losses", "memory", "paths", "strategies"},
     "learner": {"core"},
     "losses": set(),
