@@ -6,7 +6,7 @@ pretrained model goes on; without one a small GPT-2 on bytes begins from scratch
 random blocks of it go into the memory; every step of task 2 sees its own batch and a draw from the
 memory. The report's matrix has the loss of both tasks before and after each, in bits per byte;
 --memory 0 is plain fine-tuning, for comparison. The second command shows samples of what the
-model writes then; given while the run is at task 2, what it wrote after task 1.
+model writes then.
 
 Expected from scratch, seed 0, on a CPU (400 steps, some minutes):
 
