@@ -1,6 +1,6 @@
 """jcl: continual and online learning for language models in JAX."""
 
-from jcl import data, losses, memory, models, probes
+from jcl import data, losses, memory, meta, models, probes
 from jcl.core import (
     Strategy,
     chain,
@@ -15,6 +15,7 @@ from jcl.core import (
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
+from jcl.meta import implicit_maml, maml, prototypes, reptile
 from jcl.strategies import (
     agem,
     der,
@@ -60,14 +61,17 @@ __all__ = [
     "gdumb",
     "gem",
     "gss",
+    "implicit_maml",
     "l1",
     "l2",
     "learner",
     "lift",
     "losses",
     "lwf",
+    "maml",
     "mas",
     "memory",
+    "meta",
     "mir",
     "models",
     "nearest_class_mean",
@@ -79,7 +83,9 @@ __all__ = [
     "periodically",
     "probes",
     "progressive_prompts",
+    "prototypes",
     "replay",
+    "reptile",
     "rwalk",
     "scheduled",
     "seen_classes",

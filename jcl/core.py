@@ -358,12 +358,10 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         raise InputError(f"only([], {part.name}): no pattern, so the part would act on nothing.")
 
     def choose(tree):
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if matches(path, patterns) else None, tree
-        )
+        return chosen_of(tree, patterns)
 
     def close(function, params):
-        return lambda chosen, *rest: function(_merge(params, chosen), *rest)
+        return lambda chosen, *rest: function(merge(params, chosen), *rest)
 
     def init(params, *, batch, aux):
         check_patterns(f"only({part.name})", patterns, params)
@@ -371,7 +369,7 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
 
     def view(state, params, batch):
         chosen, batch = part.view(state, choose(params), batch)
-        return _merge(params, chosen), batch
+        return merge(params, chosen), batch
 
     def loss(state, params, *, loss_fn, **rest):
         return part.loss(state, choose(params), loss_fn=close(loss_fn, params), **rest)
@@ -386,13 +384,13 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
             value_fn=close(value_fn, params),
             **extra,
         )
-        return _merge(updates, chosen), state
+        return merge(updates, chosen), state
 
     def consolidate(state, params, *, loss_fn, **rest):
         state, chosen = part.consolidate(
             state, choose(params), loss_fn=close(loss_fn, params), **rest
         )
-        return state, _merge(params, chosen)
+        return state, merge(params, chosen)
 
     return part._replace(
         init=init,
@@ -517,7 +515,14 @@ def check_complete(name: str, params: Params) -> None:
         )
 
 
-def _merge(tree: Params, chosen: Params) -> Params:
+def chosen_of(tree: Params, patterns: Sequence[str]) -> Params:
+    """The tree, with None in place of the leaves whose path matches no pattern."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf if matches(path, patterns) else None, tree
+    )
+
+
+def merge(tree: Params, chosen: Params) -> Params:
     """The tree, with the leaves of `chosen` that are not None in place of its own."""
     return jax.tree.map(
         lambda new, old: old if new is None else new,

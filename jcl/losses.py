@@ -143,6 +143,30 @@ def classify(apply: Apply) -> LossFn:
     return loss_fn
 
 
+def squared_error(apply: Apply) -> LossFn:
+    """Mean squared error of a batch of examples with numbers for targets.
+
+    Args:
+        apply: (params, inputs, key) -> predictions [batch, outputs], which aux calls logits.
+
+    The batch holds inputs and targets [batch, outputs], and may hold a mask [batch] or
+    [batch, outputs], 1 where a number counts. An example's loss is the mean over its own.
+    """
+
+    def loss_fn(params, batch, key):
+        predictions = outputs(apply, params, batch, key)
+        if "targets" not in batch:
+            return jnp.zeros(()), {"logits": predictions}
+        errors = (predictions - batch["targets"]) ** 2
+        mask = _mask(batch, errors)
+        mask = jnp.broadcast_to(mask if mask.ndim == errors.ndim else mask[:, None], errors.shape)
+        each = (errors * mask).sum(axis=1) / jnp.maximum(mask.sum(axis=1), 1.0)
+        loss = (errors * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+        return loss, {"logits": predictions, "losses": each}
+
+    return loss_fn
+
+
 def bits_per_byte(model: Any, bytes_per_token: np.ndarray, *, chunk: int | None = None) -> Measure:
     """Bits needed for the counted targets, specials included, per byte of their text.
 

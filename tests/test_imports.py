@@ -24,6 +24,7 @@ ALLOWED = {
     "probes": set(),
     "models": {"models", "paths"},
     "data": {"data"},
+    "meta": {"core", "losses", "meta", "models", "paths"},
     "sharding": set(),
     "checkpoint": set(),
     "folder": set(),
@@ -42,7 +43,7 @@ ALLOWED = {
         "strategies",
     },
     "__init__": {
-        "core", "data", "experiment", "learner", "losses", "memory", "models", "probes",
+        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
         "strategies",
     },
 }  # fmt: skip

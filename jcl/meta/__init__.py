@@ -1,0 +1,19 @@
+"""Meta-learning: losses of batches of episodes, which a learner trains like any other."""
+
+from jcl.meta.adaptation import adaptation
+from jcl.meta.implicit import implicit_maml
+from jcl.meta.maml import learned_rates, maml
+from jcl.meta.measures import accuracy, squared_error
+from jcl.meta.prototypes import prototypes
+from jcl.meta.reptile import reptile
+
+__all__ = [
+    "accuracy",
+    "adaptation",
+    "implicit_maml",
+    "learned_rates",
+    "maml",
+    "prototypes",
+    "reptile",
+    "squared_error",
+]

@@ -1,0 +1,97 @@
+"""The inner loop: from the params that all tasks share to those of one task."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jcl import core, paths
+from jcl.errors import InputError
+
+
+def adaptation(
+    loss_fn: Callable[..., Any],
+    optimizer: optax.GradientTransformation,
+    *,
+    where: str | Sequence[str] = "*",
+    rates: str | None = None,
+    one_by_one: bool = False,
+    first_order: bool = False,
+    remat: bool = False,
+) -> Callable[..., Any]:
+    """(params, support, key, steps) -> params, after so many steps of the optimizer on the support.
+
+    theta <- theta + rates * optimizer(d loss(theta, support) / d theta), rates 1 if none are given.
+
+    Args:
+        loss_fn: (params, batch, key) -> (scalar, aux).
+        optimizer: any of optax's; the result is differentiable through it. Adam takes the root of
+            a squared gradient, whose derivative is infinite at 0: give it an eps_root, such as
+            optax.adam(0.01, eps_root=1e-8).
+        where: patterns of the paths of what adapts; the rest stays as it is shared.
+        rates: the entry of the params that holds a rate for every number, as
+            `jcl.meta.learned_rates` adds it; the loss and the result are without it.
+        one_by_one: every step is on one example of the support, in their order, the first again
+            after the last; else it is on all of them.
+        first_order: the inner gradients count as constants.
+        remat: a step's activations are computed again where they are needed, so that with the
+            number of steps only the adapted params and the optimizer's state grow.
+
+    `steps` is a whole number or, where nothing is differentiated, an array: then it is data.
+
+    Raises:
+        InputError: no optax optimizer; at the call, a pattern that matches nothing, or no rates.
+    """
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise InputError(
+            f"{optimizer!r} is no optax transformation: give the inner steps an optimizer such as "
+            "optax.sgd(0.01)."
+        )
+    patterns = paths.as_patterns(where)
+
+    def adapt(params: Any, support: Any, key: jax.Array | None, steps: Any) -> Any:
+        scale = None
+        if rates is not None:
+            if rates not in params:
+                raise InputError(
+                    f"The params have no entry {rates!r}, only {', '.join(params)}: wrap the model "
+                    "by jcl.meta.learned_rates(model, 0.01)."
+                )
+            params, scale = {**params}, core.chosen_of(params[rates], patterns)
+            del params[rates]
+        core.check_patterns("the inner loop", patterns, params)
+        length = support["targets"].shape[0]
+
+        def step(index: Any, carry: Any) -> Any:
+            chosen, moments = carry
+            batch = support
+            if one_by_one:
+                at = index % length
+                batch = jax.tree.map(
+                    lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, at, 1), support
+                )
+            own = None if key is None else jax.random.fold_in(key, index)
+            gradient = jax.grad(lambda chosen: loss_fn(core.merge(params, chosen), batch, own)[0])(
+                chosen
+            )
+            if first_order:
+                gradient = jax.lax.stop_gradient(gradient)
+            updates, moments = optimizer.update(gradient, moments, chosen)
+            if scale is not None:
+                updates = jax.tree.map(jnp.multiply, updates, scale)
+            return optax.apply_updates(chosen, updates), moments
+
+        chosen = core.chosen_of(params, patterns)
+        carry = (chosen, optimizer.init(chosen))
+        if isinstance(steps, jax.Array):
+            chosen, _ = jax.lax.fori_loop(0, steps, step, carry)
+        else:
+            body = jax.checkpoint(step, prevent_cse=False) if remat else step
+            (chosen, _), _ = jax.lax.scan(
+                lambda carry, index: (body(index, carry), None), carry, jnp.arange(steps)
+            )
+        return core.merge(params, chosen)
+
+    return adapt

@@ -1,0 +1,48 @@
+"""What an episode's adaptation was worth."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from jcl.losses import Measure
+
+
+def accuracy(meta_loss: Callable[..., Any]) -> Measure:
+    """The share of queries that are answered rightly after adapting.
+
+    Args:
+        meta_loss: of episodes, such as `jcl.maml(loss_fn, steps=10, ...)`; its steps may differ
+            from those that are trained.
+    """
+
+    def function(params, batch):
+        logits = _answers(meta_loss, params, batch)
+        right = (jnp.argmax(logits, axis=-1) == batch["targets"]).astype(jnp.float32)
+        return _counted(right, batch)
+
+    return Measure("accuracy", True, function)
+
+
+def squared_error(meta_loss: Callable[..., Any]) -> Measure:
+    """The mean squared error of the queries after adapting.
+
+    Args:
+        meta_loss: as in `accuracy`.
+    """
+
+    def function(params, batch):
+        errors = (_answers(meta_loss, params, batch) - batch["targets"]) ** 2
+        return _counted(errors, batch)
+
+    return Measure("squared_error", False, function)
+
+
+def _answers(meta_loss: Callable[..., Any], params: Any, batch: Any) -> Any:
+    unlabelled = {name: leaf for name, leaf in batch.items() if name not in ("targets", "mask")}
+    return meta_loss(params, unlabelled, None)[1]["logits"]
+
+
+def _counted(values: Any, batch: Any) -> Any:
+    mask = jnp.broadcast_to(batch.get("mask", jnp.ones_like(values)), values.shape)
+    return (values * mask).sum(), mask.sum()

@@ -1,0 +1,59 @@
+"""Prototypical networks: classes are the means of their support's features."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jcl import checks
+from jcl.losses import classify, outputs
+from jcl.meta.episodes import divided, over_episodes
+
+
+def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., Any]:
+    """The loss of the queries under a softmax of their distances to the classes' means.
+
+    logit_c = -|f(x) - mean of f(support of c)|^2.
+
+    Snell, Swersky and Zemel 2017. Nothing adapts but the means, so it is cheap, and on images hard
+    to beat. A class without support is never chosen.
+
+    Args:
+        features: (params, inputs, key) -> [examples, width], such as `model.features`; the head of
+            the model is not used and has no gradient.
+        ways: classes of an episode.
+
+    The batch holds episodes, as in `jcl.maml`.
+
+    Raises:
+        InputError: the number of ways is no whole number; at the first call, no support.
+
+    >>> import jcl, optax
+    >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
+    >>> learner = jcl.learner(jcl.prototypes(model.features, ways=3), optax.adam(1e-3))
+    """
+    ways = checks.whole("prototypes", "ways", ways)
+    checks.function("prototypes", "features", features, "model.features")
+
+    def meta_loss(params, batch, key):
+        def one(episode, key):
+            support, queries = divided(episode)
+            member = jax.nn.one_hot(support["targets"], ways)
+            if "mask" in support:
+                member = member * support["mask"][:, None]
+            count = member.sum(axis=0)
+            known = outputs(features, params, support, key)
+            means = member.T @ known / jnp.maximum(count, 1.0)[:, None]
+
+            def logits(params, inputs, key=None, **rest):
+                x = features(params, inputs, key, **rest)
+                distance = jnp.sum((x[:, None] - means) ** 2, axis=-1)
+                return jnp.where(count > 0, -distance, -1e9)
+
+            return classify(logits)(params, queries, key)
+
+        values, aux = over_episodes(one, batch, key, "vmap")
+        return jnp.mean(values), {"logits": aux["logits"], "losses": values}
+
+    return meta_loss

@@ -1,0 +1,358 @@
+"""Meta-learning: gradients by hand and by finite differences, and what every method must do."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+import jcl
+from jcl import checkpoint
+
+EPISODES, SUPPORT, QUERIES, WIDTH, WAYS = 8, 6, 4, 5, 3
+MODEL = jcl.models.mlp(jcl.models.MLPConfig(inputs=WIDTH, hidden=(7,), classes=WAYS))
+WITH_RATES = jcl.meta.learned_rates(MODEL, 0.1)
+LOSS = jcl.losses.classify(MODEL.apply)
+SGD = optax.sgd(0.1)
+
+# name: (loss of episodes, model)
+TABLE = {
+    "maml": (jcl.maml(LOSS, steps=2, optimizer=SGD), MODEL),
+    "first-order maml": (jcl.maml(LOSS, steps=2, optimizer=SGD, first_order=True), MODEL),
+    "anil": (jcl.maml(LOSS, steps=2, optimizer=SGD, where="head/*"), MODEL),
+    "meta-sgd": (jcl.maml(LOSS, steps=2, optimizer=optax.sgd(1.0), rates="rates"), WITH_RATES),
+    "oml": (jcl.maml(LOSS, steps=4, optimizer=SGD, where="head/*", one_by_one=True), MODEL),
+    "inner adam, one by one in the program": (
+        jcl.maml(LOSS, steps=2, optimizer=optax.adam(0.1, eps_root=1e-8), over="map", remat=True),
+        MODEL,
+    ),
+    "reptile": (jcl.reptile(LOSS, steps=2, optimizer=SGD), MODEL),
+    "implicit maml": (jcl.implicit_maml(LOSS, steps=4, optimizer=SGD, strength=2.0), MODEL),
+    "prototypes": (jcl.prototypes(MODEL.features, WAYS), MODEL),
+}
+methods = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.xdist_group("meta " + name)) for name in TABLE]
+)
+
+
+def episodes(seed=0, number=EPISODES):
+    random = np.random.default_rng(seed)
+
+    def part(examples):
+        targets = random.integers(0, WAYS, (number, examples)).astype(np.int32)
+        inputs = random.standard_normal((number, examples, WIDTH)).astype(np.float32)
+        inputs[..., :WAYS] += 2 * np.eye(WAYS, dtype=np.float32)[targets]
+        return inputs, targets
+
+    inputs, targets = part(QUERIES)
+    support_inputs, support_targets = part(SUPPORT)
+    return {
+        "inputs": inputs,
+        "targets": targets,
+        "support_inputs": support_inputs,
+        "support_targets": support_targets,
+    }
+
+
+def gradient(meta_loss, params, batch, key=None):
+    return jax.grad(lambda params: meta_loss(params, batch, key)[0])(params)
+
+
+def assert_close(one, other, tolerance=1e-5):
+    jax.tree.map(
+        lambda left, right: np.testing.assert_allclose(
+            np.asarray(left), np.asarray(right), rtol=tolerance, atol=tolerance
+        ),
+        one,
+        other,
+    )
+
+
+# A parabola in one number, theta: a slope a and a target y make the loss (a theta - y)^2 / 2.
+def parabola(params, batch, key):
+    predictions = batch["inputs"] * params["theta"]
+    if "targets" not in batch:
+        return jnp.zeros(()), {"logits": predictions}
+    losses = 0.5 * (predictions - batch["targets"]) ** 2
+    return losses.mean(), {"logits": predictions, "losses": losses}
+
+
+THETA, RATE = {"theta": jnp.float32(0.3)}, 0.2
+POINTS = {
+    "support_inputs": np.float32([[2.0], [0.5]]),
+    "support_targets": np.float32([[1.0], [-1.0]]),
+    "inputs": np.float32([[1.5], [1.0]]),
+    "targets": np.float32([[2.0], [0.7]]),
+}
+
+
+def by_hand(steps):
+    """theta after the steps and d theta_steps / d theta, of both episodes."""
+    a, y = POINTS["support_inputs"][:, 0], POINTS["support_targets"][:, 0]
+    theta, slope = np.full(2, 0.3), np.ones(2)
+    for _ in range(steps):
+        theta, slope = theta - RATE * a * (a * theta - y), slope * (1 - RATE * a * a)
+    return theta, slope
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+@pytest.mark.parametrize("first_order", [False, True])
+def test_mamls_gradient_equals_one_by_hand(steps, first_order):
+    meta_loss = jcl.maml(parabola, steps=steps, optimizer=optax.sgd(RATE), first_order=first_order)
+    theta, slope = by_hand(steps)
+    b, y = POINTS["inputs"][:, 0], POINTS["targets"][:, 0]
+    expected = np.mean((1.0 if first_order else slope) * b * (b * theta - y))
+    found = gradient(meta_loss, THETA, POINTS)["theta"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    value, aux = meta_loss(THETA, POINTS, None)
+    np.testing.assert_allclose(aux["losses"], 0.5 * (b * theta - y) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(value, aux["losses"].mean(), rtol=1e-6)
+
+
+def test_learned_rates_have_their_gradient_by_hand():
+    params = {**THETA, "rates": {"theta": jnp.float32(RATE)}}
+    meta_loss = jcl.maml(parabola, steps=1, optimizer=optax.sgd(1.0), rates="rates")
+    theta, _ = by_hand(1)
+    a, y = POINTS["support_inputs"][:, 0], POINTS["support_targets"][:, 0]
+    b, target = POINTS["inputs"][:, 0], POINTS["targets"][:, 0]
+    expected = np.mean(-a * (a * 0.3 - y) * b * (b * theta - target))
+    found = gradient(meta_loss, params, POINTS)["rates"]["theta"]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_reptile_goes_part_of_the_way():
+    learner = jcl.learner(
+        jcl.reptile(parabola, steps=3, optimizer=optax.sgd(RATE)), optax.sgd(0.25)
+    )
+    state, metrics = learner.step(learner.init(None, THETA, POINTS), POINTS)
+    theta, _ = by_hand(3)
+    np.testing.assert_allclose(state.params["theta"], 0.3 + 0.25 * np.mean(theta - 0.3), rtol=1e-5)
+    b, y = POINTS["inputs"][:, 0], POINTS["targets"][:, 0]
+    np.testing.assert_allclose(metrics["total"], np.mean(0.5 * (b * theta - y) ** 2), rtol=1e-5)
+
+
+def test_implicit_gradient_equals_one_by_hand():
+    strength = 3.0
+    meta_loss = jcl.implicit_maml(
+        parabola, steps=200, optimizer=optax.sgd(RATE), strength=strength
+    )
+    a, y = POINTS["support_inputs"][:, 0], POINTS["support_targets"][:, 0]
+    b, target = POINTS["inputs"][:, 0], POINTS["targets"][:, 0]
+    phi = (a * y + strength * 0.3) / (a * a + strength)
+    expected = np.mean(b * (b * phi - target) / (1 + a * a / strength))
+    np.testing.assert_allclose(gradient(meta_loss, THETA, POINTS)["theta"], expected, rtol=1e-4)
+
+
+def test_prototypes_by_hand():
+    features = lambda params, inputs, key=None: inputs * params
+    batch = {
+        "support_inputs": np.float32([[[0, 0], [2, 0], [0, 4]]]),
+        "support_targets": np.int32([[0, 0, 1]]),
+        "inputs": np.float32([[[1, 1]]]),
+        "targets": np.int32([[1]]),
+    }
+    meta_loss = jcl.prototypes(features, ways=3)
+    value, aux = meta_loss(jnp.float32(1.0), batch, None)
+    # The means are (1, 0) and (0, 4); the third class has none.
+    np.testing.assert_allclose(aux["logits"][0, 0, :2], [-1, -10])
+    assert aux["logits"][0, 0, 2] < -1e8
+    np.testing.assert_allclose(value, np.log(1 + np.exp(9.0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["maml", "meta-sgd", "oml"])
+def test_gradient_equals_finite_differences(name):
+    meta_loss, model = TABLE[name]
+    params, batch = model.init(jax.random.key(0)), episodes()
+    direction = jax.tree.map(
+        lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), params
+    )
+    moved = lambda by: jax.tree.map(lambda leaf, way: leaf + by * way, params, direction)
+    value = jax.jit(lambda by: meta_loss(moved(by), batch, None)[0])
+    found = (value(3e-4) - value(-3e-4)) / 6e-4  # small, for the kinks of the ReLU
+    np.testing.assert_allclose(jax.grad(value)(0.0), found, rtol=2e-2)
+
+
+def test_first_order_equals_the_inner_gradient_stopped():
+    params, batch = MODEL.init(jax.random.key(0)), episodes(number=1)
+    support = {name: jnp.asarray(batch["support_" + name][0]) for name in ("inputs", "targets")}
+    queries = {name: jnp.asarray(batch[name][0]) for name in ("inputs", "targets")}
+
+    def stopped(params):
+        adapted = params
+        for _ in range(2):
+            inner = jax.grad(lambda params: LOSS(params, support, None)[0])(adapted)
+            adapted = jax.tree.map(
+                lambda leaf, slope: leaf - 0.1 * jax.lax.stop_gradient(slope), adapted, inner
+            )
+        return LOSS(adapted, queries, None)[0]
+
+    found = gradient(TABLE["first-order maml"][0], params, batch)
+    assert_close(found, jax.grad(stopped)(params))
+    second = gradient(TABLE["maml"][0], params, batch)
+    assert not np.allclose(found["head"]["kernel"], second["head"]["kernel"], rtol=1e-2)
+
+
+def test_no_steps_are_plain_training_on_the_queries():
+    params, batch = MODEL.init(jax.random.key(0)), episodes()
+    flat = {
+        "inputs": batch["inputs"].reshape(-1, WIDTH),
+        "targets": batch["targets"].reshape(-1),
+    }
+    states = []
+    for loss_fn, each in ((jcl.maml(LOSS, steps=0, optimizer=SGD), batch), (LOSS, flat)):
+        learner = jcl.learner(loss_fn, optax.adam(1e-2))
+        state, _ = jax.jit(learner.step)(learner.init(None, params, each), each)
+        states.append(state.params)
+    assert_close(*states)
+
+
+def test_anil_adapts_the_head_alone():
+    adapt = jcl.meta.adaptation(LOSS, SGD, where="head/*")
+    params, batch = MODEL.init(jax.random.key(0)), episodes(number=1)
+    support = {name: jnp.asarray(batch["support_" + name][0]) for name in ("inputs", "targets")}
+    adapted = adapt(params, support, None, 2)
+    assert_close(adapted["layer_0"], params["layer_0"], 0)
+    assert np.abs(adapted["head"]["kernel"] - params["head"]["kernel"]).max() > 1e-3
+
+
+def test_one_by_one_goes_round_the_support_in_its_order():
+    support = {"inputs": np.float32([2.0, 0.5]), "targets": np.float32([1.0, -1.0])}
+    adapt = jcl.meta.adaptation(parabola, optax.sgd(RATE), one_by_one=True)
+    theta = 0.3
+    for index in (0, 1, 0):
+        a, y = support["inputs"][index], support["targets"][index]
+        theta -= RATE * a * (a * theta - y)
+    np.testing.assert_allclose(adapt(THETA, support, None, 3)["theta"], theta, rtol=1e-5)
+
+
+def test_a_start_of_its_own_and_masked_support():
+    fresh = lambda params, support, key: jax.tree.map(jnp.zeros_like, params)
+    batch = {**episodes(), "support_mask": np.zeros((EPISODES, SUPPORT), np.float32)}
+    masked = jcl.maml(LOSS, steps=2, optimizer=SGD, start=fresh)
+    value, _ = masked(MODEL.init(jax.random.key(0)), batch, None)
+    np.testing.assert_allclose(value, np.log(WAYS), rtol=1e-5)  # zeros, and nothing to learn from
+
+
+@methods
+def test_every_method(name, tmp_path):
+    """One trace; the same on 8 devices; saved and continued bitwise; learns; blind to targets."""
+    meta_loss, model = TABLE[name]
+    outer = optax.sgd(0.5) if name == "reptile" else optax.adam(1e-2)
+    learner, traces = jcl.learner(meta_loss, outer), []
+
+    def step(state, batch):
+        traces.append(name)
+        return learner.step(state, batch)
+
+    step = jax.jit(step)
+    params = model.init(jax.random.key(0))
+    state = learner.init(jax.random.key(1), params, episodes())
+    losses = []
+    for number in range(12):
+        if number == 6:
+            checkpoint.save(tmp_path, state, {})
+            halfway = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
+                state,
+            )
+        state, metrics = step(state, episodes(number))
+        losses.append(metrics["total"])
+    assert traces == [name]
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    restored, _ = checkpoint.restore(tmp_path, halfway)
+    for number in range(6, 12):
+        restored, _ = step(restored, episodes(number))
+    assert_close(restored.params, state.params, 0)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    split = NamedSharding(mesh, PartitionSpec("data"))
+    spread = jax.device_put(learner.init(jax.random.key(1), params, episodes()), everywhere)
+    spread_step = jax.jit(learner.step, out_shardings=everywhere)
+    for number in range(3):
+        spread, metrics = spread_step(spread, jax.device_put(episodes(number), split))
+        np.testing.assert_allclose(metrics["total"], losses[number], rtol=1e-4)
+
+    batch = episodes(20)
+    permuted = {**batch, "targets": np.roll(batch["targets"], 1, axis=1)}
+    logits = learner.predict(state, batch)["logits"]
+    assert logits.shape == (EPISODES, QUERIES, WAYS)
+    np.testing.assert_array_equal(logits, learner.predict(state, permuted)["logits"])
+
+
+@pytest.mark.parametrize("options", [{"remat": True}, {"over": "map"}])
+def test_how_it_is_computed_changes_nothing(options):
+    params, batch = MODEL.init(jax.random.key(0)), episodes()
+    plain = gradient(TABLE["maml"][0], params, batch)
+    assert_close(
+        gradient(jcl.maml(LOSS, steps=2, optimizer=SGD, **options), params, batch), plain
+    )
+
+
+def test_measures_and_steps_of_an_episodes_own():
+    params, batch = MODEL.init(jax.random.key(0)), episodes()
+    batch["mask"] = np.ones((EPISODES, QUERIES), np.float32)
+    batch["mask"][-1] = 0
+    of = lambda steps: jcl.maml(LOSS, steps=steps, optimizer=SGD)
+    own = {**batch, "steps": np.full(EPISODES, 4, np.int32)}
+    right, count = jcl.meta.accuracy(of(4)).function(params, batch)
+    assert count == (EPISODES - 1) * QUERIES
+    assert right == jcl.meta.accuracy(of(None)).function(params, own)[0]
+    logits = of(4)(params, {n: leaf for n, leaf in batch.items() if n != "targets"}, None)[1]
+    expected = (np.argmax(logits["logits"], -1) == batch["targets"])[:-1].sum()
+    assert right == expected
+    error, count = jcl.meta.squared_error(
+        jcl.maml(parabola, steps=1, optimizer=optax.sgd(RATE))
+    ).function(THETA, POINTS)
+    theta, _ = by_hand(1)
+    np.testing.assert_allclose(
+        error, ((POINTS["inputs"][:, 0] * theta - POINTS["targets"][:, 0]) ** 2).sum(), rtol=1e-5
+    )
+    assert count == 2
+
+
+def test_an_inner_adam_without_an_eps_root_is_named_by_the_docstring():
+    assert "eps_root" in jcl.maml.__doc__
+    dead = jax.tree.map(jnp.zeros_like, MODEL.init(jax.random.key(0)))
+    of = lambda adam: gradient(jcl.maml(LOSS, steps=2, optimizer=adam), dead, episodes())
+    assert np.isfinite(of(optax.adam(0.1, eps_root=1e-8))["head"]["bias"]).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: jcl.maml(LOSS, steps=-1, optimizer=SGD), "maml(steps=-1)"),
+        (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, over="pmap"), '"vmap", "map"'),
+        (lambda: jcl.maml(LOSS, steps=1, optimizer=0.1), "optax.sgd(0.01)"),
+        (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, first_order="no"), "True or False"),
+        (lambda: jcl.reptile(LOSS, steps=0, optimizer=SGD), "reptile(steps=0)"),
+        (lambda: jcl.implicit_maml(LOSS, steps=1, optimizer=SGD, strength=0.0), "strength=0.0"),
+        (lambda: jcl.prototypes(None, 3), "model.features"),
+        (lambda: jcl.prototypes(MODEL.features, 0), "ways=0"),
+        (lambda: jcl.meta.learned_rates(MODEL, 0.0), "initial=0.0"),
+        (lambda: jcl.meta.learned_rates(WITH_RATES, 0.1), "wrap it once"),
+    ],
+)
+def test_bad_arguments_are_refused(make, says):
+    with pytest.raises(jcl.InputError) as caught:
+        make()
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "batch", "says"),
+    [
+        ({"where": "haed/*"}, episodes(), "head/kernel"),
+        ({"rates": "rates"}, episodes(), "learned_rates"),
+        ({}, {"inputs": np.zeros((2, 3, WIDTH))}, "support_inputs"),
+        ({"steps": None}, episodes(), "steps"),
+    ],
+)
+def test_bad_batches_are_refused(options, batch, says):
+    meta_loss = jcl.maml(LOSS, **{"steps": 1, "optimizer": SGD, **options})
+    params = MODEL.init(jax.random.key(0))
+    with pytest.raises(jcl.InputError, match=says):
+        jax.eval_shape(functools.partial(meta_loss, key=None), params, batch)
