@@ -3,9 +3,11 @@
 from jcl.data.arrays import Arrays, Chosen, blurry, encoded, fuzzy, labelled
 from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
+from jcl.data.episodes import ClassSplit, Episodes, class_tasks, split_classes
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
 from jcl.data.intents import intents
 from jcl.data.labelled_text import TextStream
+from jcl.data.sinusoids import Sinusoids, sinusoids
 from jcl.data.streams import (
     Batch,
     Concatenated,
@@ -32,8 +34,11 @@ __all__ = [
     "Blocks",
     "ByteTokenizer",
     "Chosen",
+    "ClassSplit",
     "Concatenated",
+    "Episodes",
     "Images",
+    "Sinusoids",
     "PretrainedTokenizer",
     "Source",
     "Stream",
@@ -43,6 +48,7 @@ __all__ = [
     "Walk",
     "banking77",
     "blurry",
+    "class_tasks",
     "clinc150",
     "cumulative",
     "domains",
@@ -59,7 +65,9 @@ __all__ = [
     "prefetch",
     "rotated",
     "rotation",
+    "sinusoids",
     "split",
+    "split_classes",
     "stack",
     "steps_per_epoch",
     "text_classification",
