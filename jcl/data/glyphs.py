@@ -11,8 +11,8 @@ from jcl.errors import InputError
 
 _SIZE = 28
 _FINE = 3  # a pixel is drawn as 3 x 3 points
-_EXTENT = 18.0  # pixels of the longer side of a glyph that is not scaled: none leaves the picture
-_SHIFT, _DEGREES, _SCALE, _STROKE = 1.5, 15.0, (0.8, 1.1), (3, 5)
+_EXTENT = 17.0  # pixels of the longer side of a glyph that is not scaled: none leaves the picture
+_SHIFT, _DEGREES, _SCALE, _STROKE = 2.0, 20.0, (0.7, 1.1), (3, 5)
 _NUMBERS = 6  # random numbers of one drawing
 
 Strokes = list[np.ndarray]  # [points, 2] each, x to the right and y down
@@ -21,25 +21,29 @@ Strokes = list[np.ndarray]  # [points, 2] each, x to the right and y down
 def glyphs(*, drawings: int = 20, seed: int = 0) -> Characters:
     """Every glyph of the 32 Hershey fonts, drawn at 28 x 28 with jitter; nothing is downloaded.
 
-    Latin, Greek, Cyrillic, Gothic and Japanese letters, and signs of music, weather, mathematics
-    and astrology. A glyph fills the picture whatever its size in the font. Blank ones are left out,
-    and so is one whose picture without jitter is that of another: 1,0xx classes remain. Fonts do
-    share shapes that differ a little, such as two sans-serif E.
+    pixel = matrix(turn, scale) * point + shift, for points along the strokes, under a square pen.
 
-    A drawing is shifted by up to 2 pixels each way, turned by up to 15 degrees, scaled by 0.8 to
-    1.1 in each direction, and has strokes of 1 to 2 pixels, all uniform. Drawing n of a glyph is a
-    function of the seed, the glyph and n. Names are such as "greek/A", alphabets are the fonts.
+    Latin, Greek, Cyrillic, Gothic and Japanese letters, and signs of music, weather, mathematics
+    and astrology. A glyph fills the picture whatever its size in the font, so that a dot is a disc.
+    Blank ones are left out, and those that look like one before: 1,207 classes remain. Many fonts
+    share letters whose shapes differ a little: to test on shapes that were never met, split by
+    alphabet, which here is the font.
+
+    A drawing is shifted by up to 2 pixels each way, turned by up to 20 degrees, scaled by 0.7 to
+    1.1 along each axis, and has strokes of 1 to 1.7 pixels, all uniform. Drawing n of a glyph is a
+    function of the seed, the glyph and n. Names are such as "greek/A".
 
     Args:
         drawings: of each glyph.
         seed: of the jitter.
 
     Raises:
-        InputError: the package is not installed, or an argument is out of its range.
+        InputError: the package Hershey-Fonts is not installed, or an argument is out of its range.
 
     >>> from jcl.data import glyphs
-    >>> characters = glyphs(drawings=2)
-    >>> characters.classes, len(characters), characters.names[0]
+    >>> characters = glyphs(drawings=1)
+    >>> len(characters), characters[0]["inputs"].shape, characters.names[0]
+    (1207, (28, 28), 'astrology/!')
     """
     drawings = checks.whole("glyphs", "drawings", drawings)
     seed = checks.whole("glyphs", "seed", seed, least=0)
@@ -124,14 +128,16 @@ def _draw(
     fine[np.arange(len(shifts))[:, None], row, column] = True
     # A square pen, which grows by a fine point at a time, back and forth in turn.
     for width in range(2, _STROKE[1] + 1):
-        wider = fine[strokes >= width]
+        chosen = strokes >= width
+        wider = fine[chosen]
         for axis in (1, 2):
-            ends = np.moveaxis(wider, axis, 0)
-            if width % 2:
-                ends[1:] |= ends[:-1].copy()
-            else:
-                ends[:-1] |= ends[1:].copy()
-        fine[strokes >= width] = wider
-    rows = fine.reshape(-1, _SIZE, _FINE, size).sum(axis=2, dtype=np.uint8)
-    ink = rows.reshape(-1, _SIZE, _SIZE, _FINE).sum(axis=3, dtype=np.uint8)
-    return np.round(ink * (255 / _FINE**2)).astype(np.uint8)
+            earlier = (slice(None),) * axis + (slice(None, -1),)
+            later = (slice(None),) * axis + (slice(1, None),)
+            to, of = (later, earlier) if width % 2 else (earlier, later)
+            wider[to] |= wider[of].copy()
+        fine[chosen] = wider
+    # Slices are added several times faster than a sum over short axes is taken.
+    count = fine.view(np.uint8)
+    count = sum(count[:, start::_FINE] for start in range(_FINE))
+    count = sum(count[:, :, start::_FINE] for start in range(_FINE))
+    return np.round(np.arange(_FINE**2 + 1) * 255 / _FINE**2).astype(np.uint8)[count]
