@@ -74,7 +74,6 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 def _prepared() -> Characters:
     """From tensorflow-datasets, already on the disk; nothing is downloaded."""
-    from PIL import Image
     from tensorflow_datasets.core import read_only_builder
 
     found: dict[str, list[np.ndarray]] = {}
@@ -88,9 +87,7 @@ def _prepared() -> Characters:
                 example = source[index]
                 alphabet = alphabets.int2str(int(example["alphabet"]))
                 name = f"{alphabet}/character{int(example['alphabet_char_id']) + 1:02}"
-                paper = Image.fromarray(np.asarray(example["image"])[..., 0])
-                reduced = np.asarray(paper.resize((_SIZE, _SIZE), Image.Resampling.BOX))
-                found.setdefault(name, []).append(255 - reduced)  # there the paper is 255
+                found.setdefault(name, []).append(_reduced(np.asarray(example["image"])))
     except Exception as error:
         raise InputError(
             f"omniglot is found neither in JCL_DATA (unset) nor in tensorflow-datasets "
@@ -98,3 +95,11 @@ def _prepared() -> Characters:
             'run tfds.builder("omniglot", file_format="array_record").download_and_prepare() once.'
         ) from error
     return _characters({name: np.stack(drawings) for name, drawings in found.items()})
+
+
+def _reduced(paper: np.ndarray) -> np.ndarray:
+    """The ink, [28, 28], of black on white; what decodes a picture gives 1 or 255 to the white."""
+    from PIL import Image
+
+    ink = (paper.reshape(*paper.shape[:2], -1)[..., 0] == 0) * np.uint8(255)
+    return np.asarray(Image.fromarray(ink).resize((_SIZE, _SIZE), Image.Resampling.BOX))
