@@ -198,32 +198,32 @@ def test_thousands_of_episodes_a_second():
     begin = time.process_time()
     for start in range(0, 640, 32):
         made.take(np.arange(start, start + 32))
-    assert time.process_time() - begin < 0.4  # it takes a tenth of that
+    assert time.process_time() - begin < 0.32  # it takes a tenth of that on an idle core
 
 
 def test_sine_waves_lie_in_the_published_ranges():
-    made = sinusoids(3000, shots=4, queries=6, seed=2)
+    made = sinusoids(1000, shots=4, queries=6, seed=2)
     batch = made.arrays()
     assert {key: (leaf.shape, leaf.dtype) for key, leaf in batch.items()} == {
-        "inputs": ((3000, 6, 1), np.float32), "targets": ((3000, 6, 1), np.float32),
-        "support_inputs": ((3000, 4, 1), np.float32), "support_targets": ((3000, 4, 1), np.float32),
+        "inputs": ((1000, 6, 1), np.float32), "targets": ((1000, 6, 1), np.float32),
+        "support_inputs": ((1000, 4, 1), np.float32), "support_targets": ((1000, 4, 1), np.float32),
     }  # fmt: skip
     x = np.concatenate([batch["inputs"], batch["support_inputs"]], axis=1)[..., 0]
     y = np.concatenate([batch["targets"], batch["support_targets"]], axis=1)[..., 0]
     assert np.abs(x).max() <= 5
-    np.testing.assert_allclose(x.mean(), 0, atol=0.08)
+    np.testing.assert_allclose(x.mean(), 0, atol=0.12)
     np.testing.assert_allclose(x.std(), 10 / np.sqrt(12), atol=0.05)
     # y = a sin(x) + b cos(x) with a = amplitude cos(phase) and b = -amplitude sin(phase).
-    amplitude, phase = np.empty(3000), np.empty(3000)
-    for index in range(3000):
+    amplitude, phase = np.empty(1000), np.empty(1000)
+    for index in range(1000):
         waves = np.stack([np.sin(x[index]), np.cos(x[index])], axis=1)
         (a, b), *_ = np.linalg.lstsq(waves, y[index], rcond=None)
         np.testing.assert_allclose(waves @ [a, b], y[index], atol=1e-4)
         amplitude[index], phase[index] = np.hypot(a, b), np.arctan2(-b, a)
     for found, low, high in ((amplitude, 0.1, 5.0), (phase, 0.0, np.pi)):
-        assert low - 1e-3 <= found.min() < low + 0.02
-        assert high - 0.02 < found.max() <= high + 1e-3
-        np.testing.assert_allclose(found.mean(), (low + high) / 2, atol=0.13)
+        assert low - 1e-3 <= found.min() < low + 0.05
+        assert high - 0.05 < found.max() <= high + 1e-3
+        np.testing.assert_allclose(found.mean(), (low + high) / 2, atol=0.2)
 
 
 def test_sine_waves_are_episodes_as_any():

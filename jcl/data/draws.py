@@ -8,7 +8,7 @@ from jcl import checks
 from jcl.data.streams import Batch
 
 _STEP = 0x9E3779B97F4A7C15  # 2**64 over the golden ratio
-_ROWS = 1 << 15  # examples drawn at a time for arrays(), so that the working memory stays small
+_ROWS = 1 << 12  # examples drawn at a time for arrays(), so that the working memory stays small
 
 
 def uniform(seed: int, indices: np.ndarray, count: int) -> np.ndarray:
@@ -73,7 +73,7 @@ class Drawn:
 
     def arrays(self) -> Batch:
         """All examples."""
-        first = self._draw(np.arange(min(_ROWS, self._number)))
+        first = self._draw(np.arange(1))
         every = {
             key: np.empty((self._number, *leaf.shape[1:]), leaf.dtype)
             for key, leaf in first.items()

@@ -1,5 +1,6 @@
 """Drawings of the glyphs of the package Hershey-Fonts: characters that need no data set."""
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -138,6 +139,6 @@ def _draw(
         fine[chosen] = wider
     # Slices are added several times faster than a sum over short axes is taken.
     count = fine.view(np.uint8)
-    count = sum(count[:, start::_FINE] for start in range(_FINE))
-    count = sum(count[:, :, start::_FINE] for start in range(_FINE))
+    count = functools.reduce(np.add, (count[:, start::_FINE] for start in range(_FINE)))
+    count = functools.reduce(np.add, (count[:, :, start::_FINE] for start in range(_FINE)))
     return np.round(np.arange(_FINE**2 + 1) * 255 / _FINE**2).astype(np.uint8)[count]
