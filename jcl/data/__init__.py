@@ -1,11 +1,16 @@
 """Streams of tasks: sources, batches, text, labelled texts, images, and what needs no network."""
 
 from jcl.data.arrays import Arrays, Chosen, blurry, encoded, fuzzy, labelled
+from jcl.data.characters import Characters, quarter_turns
 from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
+from jcl.data.episodes import ClassSplit, Episodes, class_tasks, split_classes
+from jcl.data.glyphs import glyphs
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
 from jcl.data.intents import intents
 from jcl.data.labelled_text import TextStream
+from jcl.data.omniglot import omniglot
+from jcl.data.sinusoids import Sinusoids, sinusoids
 from jcl.data.streams import (
     Batch,
     Concatenated,
@@ -31,10 +36,14 @@ __all__ = [
     "Batch",
     "Blocks",
     "ByteTokenizer",
+    "Characters",
     "Chosen",
+    "ClassSplit",
     "Concatenated",
+    "Episodes",
     "Images",
     "PretrainedTokenizer",
+    "Sinusoids",
     "Source",
     "Stream",
     "Task",
@@ -43,23 +52,29 @@ __all__ = [
     "Walk",
     "banking77",
     "blurry",
+    "class_tasks",
     "clinc150",
     "cumulative",
     "domains",
     "encoded",
     "evaluation_batches",
     "fuzzy",
+    "glyphs",
     "held",
     "intents",
     "joint",
     "labelled",
     "mnist",
     "mnist_360",
+    "omniglot",
     "permuted",
     "prefetch",
+    "quarter_turns",
     "rotated",
     "rotation",
+    "sinusoids",
     "split",
+    "split_classes",
     "stack",
     "steps_per_epoch",
     "text_classification",
