@@ -136,9 +136,7 @@ def test_reptile_goes_part_of_the_way():
 
 def test_implicit_gradient_equals_one_by_hand():
     strength = 3.0
-    meta_loss = jcl.implicit_maml(
-        parabola, steps=200, optimizer=optax.sgd(RATE), strength=strength
-    )
+    meta_loss = jcl.implicit_maml(parabola, steps=200, optimizer=optax.sgd(RATE), strength=strength)
     a, y = POINTS["support_inputs"][:, 0], POINTS["support_targets"][:, 0]
     b, target = POINTS["inputs"][:, 0], POINTS["targets"][:, 0]
     phi = (a * y + strength * 0.3) / (a * a + strength)
@@ -287,9 +285,7 @@ def test_every_method(name, tmp_path):
 def test_how_it_is_computed_changes_nothing(options):
     params, batch = MODEL.init(jax.random.key(0)), episodes()
     plain = gradient(TABLE["maml"][0], params, batch)
-    assert_close(
-        gradient(jcl.maml(LOSS, steps=2, optimizer=SGD, **options), params, batch), plain
-    )
+    assert_close(gradient(jcl.maml(LOSS, steps=2, optimizer=SGD, **options), params, batch), plain)
 
 
 def test_measures_and_steps_of_an_episodes_own():

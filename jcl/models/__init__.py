@@ -2,6 +2,7 @@
 
 from jcl.models.adapters import adapters
 from jcl.models.bert import BertConfig, bert
+from jcl.models.convolutional import ConvolutionalConfig, convolutional
 from jcl.models.cosine_head import cosine_head
 from jcl.models.efficient_attention import Linformer, Performer
 from jcl.models.generate import Generated, generate, probabilities
@@ -20,6 +21,7 @@ from jcl.models.starting_from import starting_from
 __all__ = [
     "GPT2_SIZES",
     "BertConfig",
+    "ConvolutionalConfig",
     "GPT2Config",
     "Generated",
     "Linformer",
@@ -31,6 +33,7 @@ __all__ = [
     "Rope",
     "adapters",
     "bert",
+    "convolutional",
     "cosine_head",
     "from_pretrained",
     "generate",

@@ -1,0 +1,133 @@
+"""A small convolutional network for images in Flax linen, behind pure functions of params."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
+
+from jcl import checks
+from jcl.models.model import Model
+
+
+@dataclass(frozen=True)
+class ConvolutionalConfig:
+    """The shape of a convolutional network.
+
+    Attributes:
+        height: of an image.
+        width: of an image.
+        channels: of an image; 1 may be left out of the inputs' shape.
+        filters: of every block.
+        blocks: each a 3 x 3 convolution that halves height and width, normalization, ReLU.
+        classes: of the head.
+        normalization: "batch", by the mean and variance of the very batch, in training and in
+            prediction (so a prediction depends on the batch it stands in, which the field calls
+            transductive), or "none".
+        scale: what inputs are multiplied by, 1 / 255 for bytes.
+    """
+
+    height: int = 28
+    width: int = 28
+    channels: int = 1
+    filters: int = 32
+    blocks: int = 4
+    classes: int = 5
+    normalization: str = "batch"
+    scale: float = 1.0
+
+    def __post_init__(self):
+        for field in ("height", "width", "channels", "filters", "blocks", "classes"):
+            checks.whole("ConvolutionalConfig", field, getattr(self, field))
+        checks.one_of("ConvolutionalConfig", "normalization", self.normalization, ("batch", "none"))
+
+
+def convolutional(config: ConvolutionalConfig) -> Model:
+    """A convolutional network with random weights: params `block_0`, `block_1`, ... and `head`.
+
+    Its convolutions are matmuls of 3 x 3 patches, since the gradient of a convolution whose weights
+    differ over a batch axis, as those adapted to several tasks do, is many times slower on a CPU.
+
+    >>> import jax, jax.numpy as jnp, jcl
+    >>> model = jcl.models.convolutional(jcl.models.ConvolutionalConfig(classes=3))
+    >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 28, 28))).shape
+    (2, 3)
+    """
+    module = Convolutional(config)
+
+    def init(key: jax.Array) -> Any:
+        shape = (1, config.height, config.width, config.channels)
+        return module.init(key, jnp.zeros(shape))["params"]
+
+    def apply(
+        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
+    ) -> Float[Array, "batch classes"]:
+        logits = module.apply({"params": params}, inputs)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    def features(
+        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
+    ) -> Float[Array, "batch width"]:
+        hidden = module.apply({"params": params}, inputs, head=False)
+        assert isinstance(hidden, jax.Array)
+        return hidden
+
+    return Model(init, apply, config, features)
+
+
+class Convolutional(nn.Module):
+    """inputs [batch, height, width(, channels)] -> logits [batch, classes]."""
+
+    config: ConvolutionalConfig
+
+    @nn.compact
+    def __call__(self, inputs, head=True):
+        config = self.config
+        shape = (inputs.shape[0], config.height, config.width, config.channels)
+        x = inputs.reshape(shape).astype(jnp.float32) * config.scale
+        for number in range(config.blocks):
+            x = Block(config.filters, config.normalization, name=f"block_{number}")(x)
+        x = x.reshape(x.shape[0], -1)
+        return nn.Dense(config.classes, name="head")(x) if head else x
+
+
+class Block(nn.Module):
+    """[batch, height, width, channels] -> [batch, height / 2, width / 2, filters], rounded up."""
+
+    filters: int
+    normalization: str
+
+    @nn.compact
+    def __call__(self, x):
+        patches = _patches(x)
+        shape = (*patches.shape[:3], self.filters)
+        x = nn.Dense(
+            self.filters,
+            use_bias=self.normalization == "none",
+            kernel_init=nn.initializers.glorot_uniform(),
+            name="convolution",
+        )(patches.reshape(-1, patches.shape[-1]))
+        if self.normalization == "batch":
+            scale = self.param("scale", nn.initializers.ones, (self.filters,))
+            bias = self.param("bias", nn.initializers.zeros, (self.filters,))
+            mean = x.mean(axis=0)
+            variance = jnp.mean((x - mean) ** 2, axis=0)
+            x = (x - mean) * jax.lax.rsqrt(variance + 1e-3) * scale + bias
+        return nn.relu(x).reshape(shape)
+
+
+def _patches(x: jax.Array) -> jax.Array:
+    """Every second 3 x 3 patch, its pixels and channels side by side, zeros around the image."""
+    height, width = ((size + 1) // 2 for size in x.shape[1:3])
+    x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    return jnp.concatenate(
+        [
+            x[:, row : row + 2 * height - 1 : 2, column : column + 2 * width - 1 : 2]
+            for row in range(3)
+            for column in range(3)
+        ],
+        axis=-1,
+    )
