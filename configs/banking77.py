@@ -67,7 +67,8 @@ def build(config: Config) -> jcl.Experiment:
 
     def random_slda():
         wide = jcl.models.random_features(model, 2000)
-        return wide, [jcl.freeze("*"), jcl.slda(wide.features, classes, shrinkage=1e-2)]
+        part = jcl.slda(wide.features, classes, shrinkage=1e-2, refresh="boundary")
+        return wide, [jcl.freeze("*"), part]
 
     def lora(slots=1):
         return jcl.models.lora(model, 8, 16.0, "layer_*", slots=slots)

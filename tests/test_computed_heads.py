@@ -66,6 +66,20 @@ def test_slda_equals_lda_of_all_at_once(shrinkage):
     assert np.all(logits[:, 3:] < -1e8)
 
 
+def test_slda_solved_at_boundaries_is_the_slda_of_the_last_one():
+    def logits(refresh, consolidated):
+        part = jcl.slda(MODEL.features, 5, shrinkage=0.1, refresh=refresh)
+        learner = jcl.learner(jcl.losses.classify(MODEL.apply), jcl.chain(jcl.freeze("*"), part))
+        batch = {"inputs": jnp.asarray(INPUTS), "targets": jnp.asarray(TARGETS)}
+        state, _ = learner.step(learner.init(None, PARAMS, batch), batch)
+        if consolidated:
+            state = learner.consolidate(state, jax.tree.map(lambda leaf: leaf[None], batch))
+        return learner.predict(state, batch)["logits"]
+
+    np.testing.assert_allclose(logits("boundary", True), logits("step", True), rtol=1e-5)
+    assert np.all(logits("boundary", False) < -1e8)  # nothing was seen at a boundary yet
+
+
 def test_slda_tells_apart_what_the_means_alone_do_not():
     accuracy = lambda logits: np.mean(np.argmax(logits, axis=1)[:36] == Y)
     discriminant = accuracy(streamed(jcl.slda(MODEL.features, 5, shrinkage=0.01)))

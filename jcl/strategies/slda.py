@@ -1,7 +1,7 @@
 """Streaming linear discriminant analysis as a head."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,13 @@ class Discriminant(NamedTuple):
     """Attributes:
     means: of every class.
     scatter: [width, width], the sum over all examples of (x - mu_c)(x - mu_c)^T.
+    solved: the kernel, the bias and the classes' counts of the last boundary; () where every step
+        solves for its own.
     """
 
     means: ClassMeans
     scatter: jax.Array
+    solved: Any = ()
 
 
 def slda(
@@ -27,6 +30,7 @@ def slda(
     *,
     shrinkage: float = 1e-4,
     head: str = "head",
+    refresh: Literal["step", "boundary"] = "step",
 ) -> Strategy:
     """Replaces the head by linear discriminant analysis of the features seen in training.
 
@@ -39,13 +43,16 @@ def slda(
     class add up with n m / (n + m) d d^T, d the difference of their means. Differs from the paper
     in: the scatter within classes is exact, where the paper weighs an example by all examples
     before it; no phase of its own begins it. The first batch of a class has loss 0
-    (`jcl.losses.classify`). Every step solves a system of the features' width.
+    (`jcl.losses.classify`). Every step solves a system of the features' width, which for some thousands
+    of features takes longer than the model; `refresh="boundary"` solves it at boundaries alone, and
+    until then the head is that of the last one.
 
     Args:
         features: (params, inputs, key) -> [batch, width], such as `model.features`.
         classes: of the head.
         shrinkage: in (0, 1], how far the covariance is drawn to the identity.
         head: path of the head in the params, {"kernel": [width, classes], "bias": [classes]}.
+        refresh: when the head is computed anew.
 
     Raises:
         InputError: at init, if there is no such head or the features do not fit it.
@@ -61,18 +68,23 @@ def slda(
     classes = checks.whole("slda", "classes", classes)
     checks.number("slda", "shrinkage", shrinkage, "(0, 1]")
 
+    checks.one_of("slda", "refresh", refresh, ("step", "boundary"))
+
     def init(params, *, batch, **_):
         width = check_head("slda", features, classes, head, params, batch)
         means = ClassMeans(jnp.zeros((classes, width)), jnp.zeros(classes))
-        return Discriminant(means, jnp.zeros((width, width)))
+        state = Discriminant(means, jnp.zeros((width, width)))
+        return state if refresh == "step" else state._replace(solved=solve(state))
 
-    def view(state, params, batch):
+    def solve(state):
         mean, count = state.means
         covariance = state.scatter / jnp.maximum(count.sum(), 1.0)
         drawn = (1 - shrinkage) * covariance + shrinkage * jnp.eye(mean.shape[1])
         weights = jax.scipy.linalg.solve(drawn, mean.T, assume_a="pos")
-        bias = -0.5 * jnp.sum(mean.T * weights, axis=0)
-        return with_head(params, head, weights, bias, count), batch
+        return weights, -0.5 * jnp.sum(mean.T * weights, axis=0), jnp.copy(count)
+
+    def view(state, params, batch):
+        return with_head(params, head, *(state.solved or solve(state))), batch
 
     def update(updates, state, params, *, batch, **_):
         mean, count, scatter = of_batch(features, classes, params, batch)
@@ -80,6 +92,9 @@ def slda(
         between = before.count * count / jnp.maximum(before.count + count, 1.0)
         apart = mean - before.mean
         scatter = state.scatter + scatter + (between[:, None] * apart).T @ apart
-        return updates, Discriminant(joined(before, mean, count), scatter)
+        return updates, state._replace(means=joined(before, mean, count), scatter=scatter)
 
-    return strategy(name="slda", init=init, view=view, update=update)
+    def consolidate(state, params, **_):
+        return state if refresh == "step" else state._replace(solved=solve(state)), params
+
+    return strategy(name="slda", init=init, view=view, update=update, consolidate=consolidate)
