@@ -1,5 +1,6 @@
 # What the scripts for TPUs share; sourced, never run.
 # shellcheck shell=bash disable=SC2034 # the scripts read the variables
+# shellcheck source-path=SCRIPTDIR source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 STOPPED=75       # the exit code of "not finished, the same command goes on"
