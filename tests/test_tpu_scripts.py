@@ -1,5 +1,6 @@
 """The scripts for TPUs and Slurm against a stand-in for the cloud (cloud.py)."""
 
+import contextlib
 import json
 import os
 import re
@@ -35,7 +36,7 @@ def checkout(tmp_path_factory):
 
 class Cloud:
     def __init__(self, place, checkout, workers):
-        self.place, self.checkout = place, checkout
+        self.place, self.checkout, self.started = place, checkout, []
         self.tools("tools", "gcloud", "sbatch", "srun", "squeue", "scontrol")
         self.tools("tools-of-workers", "python3", "mountpoint", "sudo", "jcl")
         (place / "share").mkdir()
@@ -70,7 +71,7 @@ class Cloud:
         return {name: value for name, value in merged.items() if value is not None}
 
     def start(self, script, *arguments, **changes):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [str(self.checkout / "tpu_scripts" / script), *arguments],
             cwd=self.place,
             env=self.environment_with(changes),
@@ -78,6 +79,8 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, script, *arguments, code=0, **changes):
         process = self.start(script, *arguments, **changes)
@@ -85,10 +88,12 @@ class Cloud:
         assert process.returncode == code, out + errors
         return out if code == 0 else errors
 
+    def read(self, name):
+        path = self.place / name
+        return path.read_text() if path.exists() else ""
+
     def calls(self, name="gcloud"):
-        path = self.place / "calls.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        calls = [json.loads(line) for line in lines]
+        calls = [json.loads(line) for line in self.read("calls.jsonl").splitlines()]
         return [call[1:] for call in calls if call[0] == name]
 
     def verbs(self):
@@ -121,9 +126,14 @@ class Cloud:
 def cloud(tmp_path, checkout):
     made = Cloud(tmp_path, checkout, workers=2)
     yield made
-    for path in tmp_path.glob("worker-*/jcl-run/pid"):
-        if not (path.parent / "status").exists():
-            os.kill(int(path.read_text()), signal.SIGKILL)
+    for process in made.started:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+    for number in made.read("pids").split():
+        with contextlib.suppress(OSError):  # it has ended
+            if str(tmp_path) in Path(f"/proc/{number}/cmdline").read_text():
+                os.kill(int(number), signal.SIGKILL)
 
 
 def test_the_scripts_are_short_and_clean():
