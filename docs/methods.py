@@ -47,6 +47,9 @@ BASELINES = (
 # Title: (where they are found, functions, whether the second paragraph is a formula)
 OTHERS = {
     "Combinators": ("jcl", ("only", "per_task", "periodically", "scheduled", "cosine"), False),
+    "Meta-learning": ("jcl", ("maml", "reptile", "implicit_maml", "prototypes"), True),
+    "Learned rates": ("jcl.meta", ("learned_rates",), False),
+    "Episodes": ("jcl.data", ("Episodes", "sinusoids", "omniglot", "glyphs"), False),
     "Memories": (
         "jcl.memory",
         (

@@ -41,4 +41,10 @@ def test_the_modular_methods():
     names = {}
     exec(SNIPPETS[2], names)
     assert {"loss", "total", "olora"} <= set(names["metrics"])
-    assert len(SNIPPETS) == 3
+
+
+def test_meta_learning():
+    names = {}
+    exec(SNIPPETS[3], names)
+    assert 0 < float(names["metrics"]["total"]) < 10  # an amplitude of at most 5 squared, halved
+    assert len(SNIPPETS) == 4

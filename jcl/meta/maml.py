@@ -36,7 +36,7 @@ def maml(
     L(theta) = mean over episodes of loss_fn(theta_steps, queries), theta_0 = theta,
     theta_{k+1} = theta_k + optimizer(d loss_fn(theta_k, support) / d theta_k).
 
-    Finn, Abbeel and Levine 2017. Its kin are its arguments: first-order MAML is
+    Finn et al. 2017. Its kin are its arguments: first-order MAML is
     `first_order=True`; ANIL (Raghu et al. 2020) is `where="head/*"`; Meta-SGD (Li et al. 2017) is
     `jcl.meta.learned_rates(model, 0.01)` with `optimizer=optax.sgd(1.0), rates="rates"`; OML (Javed
     and White 2019) and ANML (Beaulieu et al. 2020) are `one_by_one=True` and a `where`. With no
@@ -113,8 +113,8 @@ def maml(
 def learned_rates(model: Model, initial: float) -> Model:
     """The model, whose params also hold a rate for every number, at first the same for all.
 
-    params["rates"] is a tree as the params are; the outer optimizer learns it like the rest. Li et
-    al. 2017 (Meta-SGD).
+    params["rates"] is a tree as the params are; the outer optimizer learns it like the rest.
+    Li et al. 2017 (Meta-SGD).
 
     >>> import jax, jcl
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))

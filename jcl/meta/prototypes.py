@@ -16,7 +16,7 @@ def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., A
 
     logit_c = -|f(x) - mean of f(support of c)|^2.
 
-    Snell, Swersky and Zemel 2017. Nothing adapts but the means, so it is cheap, and on images hard
+    Snell et al. 2017. Nothing adapts but the means, so it is cheap, and on images hard
     to beat. A class without support is never chosen.
 
     Args:

@@ -24,13 +24,13 @@ def reptile(
 ) -> Callable[..., Any]:
     """A loss whose gradient leads away from the params that episodes adapt to.
 
-    d L / d theta = mean over episodes of theta - theta_steps, so that with `optax.sgd(epsilon)` the
-    step is theta <- theta + epsilon (mean of theta_steps - theta). Its value is that of the
-    queries' loss after adapting, which is only looked at.
+    d L / d theta = mean over episodes of theta - theta_steps.
 
-    Nichol, Achiam and Schulman 2018, the batched version. Differs from the paper in: the inner
-    steps are on the whole support, or on one example of it after another, not on mini-batches, and
-    every episode begins with a fresh inner optimizer.
+    Nichol et al. 2018, the batched version: with `optax.sgd(epsilon)` the step is
+    theta <- theta + epsilon (mean of theta_steps - theta). The value of the loss is that of the
+    queries after adapting, which is only looked at. Differs from the paper in: the inner steps are
+    on the whole support, or on one example of it after another, not on mini-batches, and every
+    episode begins with a fresh inner optimizer.
 
     Args:
         loss_fn: (params, batch, key) -> (scalar, aux).
