@@ -43,9 +43,9 @@ def slda(
     class add up with n m / (n + m) d d^T, d the difference of their means. Differs from the paper
     in: the scatter within classes is exact, where the paper weighs an example by all examples
     before it; no phase of its own begins it. The first batch of a class has loss 0
-    (`jcl.losses.classify`). Every step solves a system of the features' width, which for some thousands
-    of features takes longer than the model; `refresh="boundary"` solves it at boundaries alone, and
-    until then the head is that of the last one.
+    (`jcl.losses.classify`). Every step solves a system of the features' width, which for
+    some thousands of features takes longer than the model; `refresh="boundary"` solves it at
+    boundaries alone, and until then the head is that of the last one.
 
     Args:
         features: (params, inputs, key) -> [batch, width], such as `model.features`.
