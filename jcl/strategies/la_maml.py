@@ -43,8 +43,8 @@ def la_maml(
     things of the authors' code: M is the mean over all looks ahead, not the last alone, and both
     gradients are clipped by their norms. The memory is filled at every step; while it is empty the
     batch itself stands in for the draw. meta_learning_rate 0 leaves all rates as they began, which
-    is C-MAML with one rate inside and outside. Memory grows by one params-sized tree for every
-    step that looks ahead, and time by a third, since nothing else is kept for the way back.
+    is C-MAML with one rate inside and outside. For the way back a step keeps one params-sized tree
+    for every look ahead and computes the rest anew.
     Differs from the authors' code in: a batch is used once; the memory holds the current task too;
     a rate below 0 is 0 in the params' step alone, so that it can rise again.
 
