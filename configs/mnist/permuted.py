@@ -38,10 +38,9 @@ WHY = {
     "published figure lies at the edge of what their own protocol gives, jcl's inside it",
 }
 CHANCE = 10.0
-# Not in the published table: {buffer: settings}
-BESIDE = {
-    "la_maml": dict.fromkeys((200, 500, 5120), {"rate": 0.15, "meta_rate": 0.3, "steps": 8}),
-}
+# Not in the published table. The rate is that of La-MAML's authors for a shorter permuted MNIST in
+# batches of 10; of the first order, as theirs, the loss rose again at this batch size.
+BESIDE = {"la_maml": {buffer: {"rate": 0.15} for buffer in (200, 500, 5120)}}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def build(config: Config) -> jcl.Experiment:
         ),
         "la_maml": lambda: (
             [],
-            [jcl.la_maml(buffer, batch, rate, setting["meta_rate"], steps=setting["steps"])],
+            [jcl.la_maml(buffer, batch, rate, 0.3, steps=8, first_order=False)],
         ),
     }.get(config.method, lambda: ([], []))()
     stream = jcl.data.permuted(jcl.data.mnist(), config.tasks, seed=config.seed)
