@@ -172,7 +172,7 @@ def test_the_baselines():
     [
         ("mnist/baselines.py", {}),
         ("mnist/methods.py", {}),
-        ("mnist/permuted.py", {"tasks": 1}),
+        ("mnist/permuted.py", {"tasks": 2}),
         ("modular.py", {"layers": 1, "width": 16, "heads": 2, "batch_size": 2}),
     ],
 )

@@ -54,8 +54,8 @@ def la_maml(
         learning_rate: what all rates begin with.
         meta_learning_rate: of the rates.
         steps: that look ahead, each on an equal share of the batch; by default one an example.
-        first_order: whether the look ahead's own gradients count as constants. Cheaper, but where
-            a rate exceeds the inverse of the loss's curvature, the params then run away.
+        first_order: whether the look ahead's own gradients count as constants. The params
+            can then run away where a rate exceeds the inverse of the loss's curvature.
         clip: the largest norm of dM/dparams, and of dM/drates.
 
     Raises:
