@@ -121,8 +121,8 @@ def test_naive_keeps_the_last_task_alone_and_joint_keeps_both():
         ("methods.py", {"method": "herding", "buffer": 20}),
         ("methods.py", {"method": "mir", "buffer": 50}),
         ("methods.py", {"method": "gss", "buffer": 50}),
-        ("methods.py", {"method": "la_maml", "buffer": 50}),
-        ("methods.py", {"method": "mer", "buffer": 50}),
+        pytest.param("methods.py", {"method": "la_maml", "buffer": 50}, marks=pytest.mark.slow),
+        pytest.param("methods.py", {"method": "mer", "buffer": 50}, marks=pytest.mark.slow),
         ("baselines.py", {"method": "gdumb", "buffer": 100, "steps": 300}),
     ],
 )
