@@ -125,6 +125,12 @@ TABLE = {
         ADAMW,
         jcl.gdumb(24, classes=3, steps=5, size=8, optimizer=optax.sgd(0.1)),
     ],
+    "la_maml": lambda _: [jcl.la_maml(24, 8, 0.1, 0.1, steps=8)],
+    "only la_maml, second order": lambda _: [
+        ADAMW,
+        jcl.only("body/*", jcl.la_maml(24, 8, 0.1, 0.1, steps=4, first_order=False)),
+    ],
+    "mer": lambda _: [jcl.mer(24, 4, 0.05, batches=2, within=0.5, across=0.7)],
     "nested chain": lambda strength: [
         jcl.chain(jcl.replay(capacity=24, size=8, strength=strength), jcl.ewc(strength)),
         optax.clip_by_global_norm(1.0),
@@ -179,7 +185,8 @@ MODELS = {
 WITHOUT_STRENGTH = {
     "naive", "agem", "agem at the step", "only agem", "gem", "gdumb", "freeze all but", "separate",
     "separate heads", "packnet", "packnet, retrained", "nearest class mean", "slda",
-    "slda replay", "seen classes", "olora", "progressive prompts",
+    "slda replay", "seen classes", "olora", "progressive prompts", "la_maml",
+    "only la_maml, second order", "mer",
 }  # fmt: skip
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length
@@ -190,7 +197,7 @@ OPTIONS = {
     "only si", "only mas, in chunks", "l2 toward initial", "only lwf", "only rwalk, in chunks",
     "only shrink and perturb", "agem at the step", "only agem", "gss, grouped", "freeze all but",
     "separate heads", "der, top", "replay, priority", "replay, greedy balanced",
-    "replay, priority, at random", "only ewc", "online ewc",
+    "replay, priority, at random", "only ewc", "online ewc", "only la_maml, second order",
 }  # fmt: skip
 
 

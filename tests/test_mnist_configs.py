@@ -121,6 +121,8 @@ def test_naive_keeps_the_last_task_alone_and_joint_keeps_both():
         ("methods.py", {"method": "herding", "buffer": 20}),
         ("methods.py", {"method": "mir", "buffer": 50}),
         ("methods.py", {"method": "gss", "buffer": 50}),
+        pytest.param("methods.py", {"method": "la_maml", "buffer": 50}, marks=pytest.mark.slow),
+        pytest.param("methods.py", {"method": "mer", "buffer": 50}, marks=pytest.mark.slow),
         ("baselines.py", {"method": "gdumb", "buffer": 100, "steps": 300}),
     ],
 )
@@ -170,6 +172,7 @@ def test_the_baselines():
     [
         ("mnist/baselines.py", {}),
         ("mnist/methods.py", {}),
+        ("mnist/permuted.py", {"tasks": 2}),
         ("modular.py", {"layers": 1, "width": 16, "heads": 2, "batch_size": 2}),
     ],
 )
@@ -179,6 +182,9 @@ def test_every_method_of_a_config_can_be_traced(file, sizes, monkeypatch):
     monkeypatch.setattr(jcl.data, "domains", lambda **_: once())
     module = load_config(CONFIGS.parent / file)
     for method in get_args(get_type_hints(module.Config)["method"]):
+        if file == "mnist/permuted.py":
+            table = module.TABLE.get(method) or module.BESIDE[method]
+            sizes = {**sizes, "buffer": min(table)}
         experiment = module.build(module.Config(method=method, **sizes))
         learner = jcl.learner(experiment.loss_fn, experiment.strategy)
         batch = jcl.data.training_batches(

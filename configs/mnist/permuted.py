@@ -38,11 +38,16 @@ WHY = {
     "published figure lies at the edge of what their own protocol gives, jcl's inside it",
 }
 CHANCE = 10.0
+# Not in the published table. The rate is that of La-MAML's authors for a shorter permuted MNIST in
+# batches of 10; of the first order, as theirs, the loss rose again at this batch size.
+BESIDE = {"la_maml": {buffer: {"rate": 0.15} for buffer in (200, 500, 5120)}}
 
 
 @dataclass(frozen=True)
 class Config:
-    method: Literal["sgd", "joint", "oewc", "si", "er", "gem", "agem", "der", "derpp"] = "sgd"
+    method: Literal[
+        "sgd", "joint", "oewc", "si", "er", "gem", "agem", "der", "derpp", "la_maml"
+    ] = "sgd"
     buffer: int = 0
     tasks: int = 20
     strength: float | None = None  # of oewc and si; by default as in the table
@@ -51,10 +56,13 @@ class Config:
 
 
 def build(config: Config) -> jcl.Experiment:
-    if config.buffer not in TABLE[config.method]:
-        known = ", ".join(str(buffer) for buffer in TABLE[config.method])
+    settings = BESIDE.get(config.method) or {
+        buffer: setting for buffer, (_, setting) in TABLE[config.method].items()
+    }
+    if config.buffer not in settings:
+        known = ", ".join(map(str, settings))
         raise jcl.InputError(f"--buffer {config.buffer}: {config.method} has settings for {known}.")
-    _, setting = TABLE[config.method][config.buffer]
+    setting = settings[config.buffer]
     batch, buffer, rate = 128, config.buffer, setting["rate"]
     strength = setting.get("strength") if config.strength is None else config.strength
     # What stands left of the optimizer, and right of it. The published online EWC has no half in
@@ -73,6 +81,10 @@ def build(config: Config) -> jcl.Experiment:
         "derpp": lambda: (
             [jcl.der(buffer, batch, setting["alpha"], replay_strength=setting["beta"])],
             [],
+        ),
+        "la_maml": lambda: (
+            [],
+            [jcl.la_maml(buffer, batch, rate, 0.3, steps=8, first_order=False)],
         ),
     }.get(config.method, lambda: ([], []))()
     stream = jcl.data.permuted(jcl.data.mnist(), config.tasks, seed=config.seed)

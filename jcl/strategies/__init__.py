@@ -9,8 +9,10 @@ from jcl.strategies.freeze import freeze
 from jcl.strategies.gdumb import gdumb
 from jcl.strategies.gem import gem
 from jcl.strategies.gss import gss
+from jcl.strategies.la_maml import la_maml
 from jcl.strategies.lwf import lwf
 from jcl.strategies.mas import mas
+from jcl.strategies.mer import mer
 from jcl.strategies.mir import mir
 from jcl.strategies.nearest_class_mean import nearest_class_mean
 from jcl.strategies.olora import olora
@@ -36,8 +38,10 @@ __all__ = [
     "gss",
     "l1",
     "l2",
+    "la_maml",
     "lwf",
     "mas",
+    "mer",
     "mir",
     "nearest_class_mean",
     "olora",
