@@ -47,7 +47,8 @@ def build(config: Config) -> jcl.Experiment:
     if config.method in FROZEN:
         stream = features(config.backbone)
         model = jcl.models.mlp(jcl.models.MLPConfig(model.config.width, (), classes))
-    rate = config.rate or {"minilm": 1e-4, "small": 1e-3}[config.backbone]
+    slow = 2e-5 if config.method == "best" else 1e-4
+    rate = config.rate or {"minilm": slow, "small": 1e-3}[config.backbone]
     body = ["layer_*"] if config.backbone == "minilm" else ["layer_*", "embeddings/*"]
 
     def train(*trained, peak=rate, between=()):
@@ -70,6 +71,15 @@ def build(config: Config) -> jcl.Experiment:
         part = jcl.slda(wide.features, classes, shrinkage=1e-2, refresh="boundary")
         return wide, [jcl.freeze("*"), part]
 
+    def best():
+        expand = jcl.models.random_expansion(model.config.width, 4000)
+        part = jcl.slda_replay(
+            model.features, classes, capacity=capacity, size=size, shrinkage=1e-2,
+            head="classifier", answer="wide", expand=expand,
+        )  # fmt: skip
+        wide = jcl.models.second_head(model, "wide", expand, width=4000, classes=classes)
+        return wide, [part, optax.clip_by_global_norm(1.0), *train(*body)]
+
     def lora(slots=1):
         return jcl.models.lora(model, 8, 16.0, "layer_*", slots=slots)
 
@@ -77,6 +87,7 @@ def build(config: Config) -> jcl.Experiment:
     memory = jcl.memory.class_balanced(capacity, classes)
     head, frozen = [optax.adam(config.head_rate)], jcl.freeze("*")
     der = functools.partial(jcl.der, capacity, size, replay_strength=1.0)
+    narrow = model
     model, parts = {
         "replay": lambda: (model, [jcl.replay(memory, size), *train(*body)]),
         "ewc": lambda: (
@@ -97,22 +108,14 @@ def build(config: Config) -> jcl.Experiment:
         ),
         "slda": lambda: (model, [frozen, jcl.slda(model.features, classes)]),
         "random_slda": random_slda,
-        "best": lambda: (
-            model,
-            [
-                jcl.slda_replay(
-                    model.features, classes, capacity=capacity, size=size, shrinkage=1e-2,
-                    head="classifier",
-                ),
-                optax.clip_by_global_norm(1.0),
-                *train(*body),
-            ],
-        ),
+        "best": best,
     }.get(config.method, lambda: (model, train(*body)))()  # fmt: skip
     return jcl.Experiment(
         name=f"{config.backbone}_{config.method}",
         model=model,
-        loss_fn=jcl.losses.classify(model.apply),
+        loss_fn=jcl.losses.classify(
+            narrow.apply if config.method == "best" else model.apply, answer=model.apply
+        ),
         strategy=jcl.chain(*parts),
         stream=jcl.data.joint(stream) if config.method == "joint" else stream,
         measure=jcl.losses.accuracy(model.apply),

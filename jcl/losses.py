@@ -112,11 +112,13 @@ def masked_lm(model: Any, *, chunk: int | None = None) -> LossFn:
     return loss_fn
 
 
-def classify(apply: Apply) -> LossFn:
+def classify(apply: Apply, answer: Apply | None = None) -> LossFn:
     """Mean cross-entropy, in nats, of a batch of labelled examples.
 
     Args:
         apply: (params, inputs, key) -> logits [batch, classes].
+        answer: the same, of the head that answers where that is not the one which is trained: the
+            logits of a batch without targets are its.
 
     The batch holds inputs and targets [batch], and may hold a mask [batch] and a label_mask
     [batch, classes] of the classes that an example may be given. In the loss an example's own
@@ -126,10 +128,11 @@ def classify(apply: Apply) -> LossFn:
     """
 
     def loss_fn(params, batch, key):
+        if "targets" not in batch:
+            free = outputs(answer or apply, params, batch, key)
+            return jnp.zeros(()), {"logits": mask_labels(free, batch.get("label_mask"))}
         free = outputs(apply, params, batch, key)
         logits = mask_labels(free, batch.get("label_mask"))
-        if "targets" not in batch:
-            return jnp.zeros(()), {"logits": logits}
         targets = _counted_targets(batch)
         own = jax.nn.one_hot(targets, free.shape[-1], dtype=bool)
         counted = logits if "label_mask" not in batch else jnp.where(own, free, logits)

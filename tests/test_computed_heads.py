@@ -198,3 +198,41 @@ def test_slda_replay_moves_the_means_as_far_as_the_features_went():
     assert right(after) == right(before) > right(lagging) + 0.1
     _, metrics = learner.step(state, batch)
     assert metrics["replay"] > 0
+
+
+def test_slda_replay_answers_by_a_second_head_that_follows_the_drift():
+    expand = jcl.models.random_expansion(6, 12)
+    wide = jcl.models.second_head(MODEL, "wide", expand, width=12, classes=5)
+    part = jcl.slda_replay(
+        MODEL.features, 5, capacity=40, size=4, shrinkage=0.1, answer="wide", expand=expand
+    )
+    learner = jcl.learner(
+        jcl.losses.classify(MODEL.apply, answer=wide.apply),
+        jcl.chain(part, jcl.only("layer_*", optax.sgd(0.05)), jcl.freeze("*", but="layer_*")),
+    )
+    params = {**PARAMS, "wide": wide.init(jax.random.key(0))["wide"]}
+    batch = {"inputs": jnp.asarray(INPUTS), "targets": jnp.asarray(TARGETS)}
+    state, _ = jax.jit(learner.step)(learner.init(jax.random.key(0), params, batch), batch)
+    at_first = np.asarray(expand(MODEL.features(PARAMS, batch["inputs"])), np.float64)
+    state, _ = jax.jit(learner.step)(state, batch)  # the features move; the memory holds the old
+    stacked = jax.tree.map(lambda leaf: leaf[None], batch)
+    before = state.strategy[0]
+    after = learner.consolidate(state, stacked).strategy[0]
+    now = np.asarray(expand(MODEL.features(state.params, batch["inputs"])), np.float64)
+    assert np.abs(now - at_first).max() > 0.01
+    memory = before.memory
+    kept, labels = memory.items["inputs"], np.asarray(memory.items["targets"])
+    filled = np.asarray(jcl.memory.class_balanced(40, 5).filled(memory)) > 0
+    moved = np.asarray(expand(MODEL.features(state.params, kept))) - np.asarray(
+        expand(memory.items["stored_features"])
+    )
+    for label in range(3):
+        drift = moved[filled & (labels == label)].mean(axis=0)
+        found = after.answers.means.mean[label] - before.answers.means.mean[label]
+        np.testing.assert_allclose(found, drift, rtol=1e-3, atol=1e-5)
+    state = learner.consolidate(state, stacked)
+    kernel, bias, _ = state.strategy[0].answers.solved
+    logits = learner.predict(state, {"inputs": batch["inputs"]})["logits"]
+    expected = np.asarray(expand(MODEL.features(state.params, batch["inputs"]))) @ kernel + bias
+    np.testing.assert_allclose(logits[:, :3], expected[:, :3], rtol=1e-4, atol=1e-4)
+    assert np.all(logits[:, 3:] < -1e8)

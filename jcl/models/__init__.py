@@ -15,7 +15,7 @@ from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
 from jcl.models.precision import Precision
 from jcl.models.prompts import prompts
-from jcl.models.random_features import random_features
+from jcl.models.random_features import random_expansion, random_features, second_head
 from jcl.models.starting_from import starting_from
 
 __all__ = [
@@ -45,8 +45,10 @@ __all__ = [
     "module_dropout",
     "probabilities",
     "prompts",
+    "random_expansion",
     "random_features",
     "save_pretrained",
+    "second_head",
     "starting_from",
     "tokenizer",
 ]
