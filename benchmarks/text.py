@@ -1,10 +1,13 @@
 """The table of the text configs: every method on CLINC150, and four of them on the other streams.
 
-Command:  python benchmarks/text.py [STREAM ...] [--only METHOD ...] [--minutes 90] [--report]
+Command:  python benchmarks/text.py [STREAM ...] [--only METHOD ...] [--seeds N] [--minutes 90]
+          [--report]
 Needs JCL_DATA (see configs/clinc150.py). Without names all streams, in the order of the page. The
 command stops at the end of its minutes, in the middle of a run if it must: the same command goes on
-there; --report only writes docs/text.md from what has been run. A cell without a finished run keeps
-the row that the page has for it, since the folder may be on another machine, or says "not run".
+there. --seeds 1 runs fewer seeds than the table asks for, in folders of their own, which stand in
+the table until the row was run with all. --report only writes docs/text.md from what has been run.
+A cell without a finished run keeps the row that the page has for it, since the folder may be on
+another machine, or says "not run".
 Exit status: 0, 1 where a cell's run failed, 2 where the command cannot be followed.
 """
 
@@ -85,8 +88,20 @@ def stored(stream, row):
     return stream.intents * int(examples or 10) if method in STORING else 0
 
 
-def place(name, row):
-    return RUNS / name / row.replace(", ", "_")
+def place(name, row, seeds=None):
+    """The run folder of a row, with as many seeds as the table asks for or with fewer."""
+    folder = RUNS / name / row.replace(", ", "_")
+    if seeds in (None, STREAMS[name].seeds):
+        return folder
+    return folder.with_name(f"{folder.name}_seeds_{seeds}")
+
+
+def finished(name, row):
+    """The finished run folder of a row with the most seeds, or None."""
+    for seeds in range(STREAMS[name].seeds, 0, -1):
+        if report.complete(place(name, row, seeds)):
+            return place(name, row, seeds)
+    return None
 
 
 def peak(folder):
@@ -94,17 +109,18 @@ def peak(folder):
     return folder.with_suffix(".peak.json")
 
 
-def run(name, row, deadline):
+def run(name, row, deadline, seeds=None):
     """Runs a cell until it is finished or the time is over; whether it did not fail."""
-    folder, stream = place(name, row), STREAMS[name]
+    folder, stream = place(name, row, seeds), STREAMS[name]
+    seeds = seeds or stream.seeds
     if report.complete(folder):
         return True
-    print(f"\n{name}: {row}, {stream.seeds} seed(s)", flush=True)
+    print(f"\n{name}: {row}, {seeds} seed(s)", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     child = subprocess.Popen(
         [
             sys.executable, "-m", "jcl", "run", f"configs/{stream.config}.py",
-            *command(stream, row), "--seeds", str(stream.seeds), "--out", str(folder),
+            *command(stream, row), "--seeds", str(seeds), "--out", str(folder),
         ],
         cwd=reproduce.ROOT,
     )  # fmt: skip
@@ -140,7 +156,7 @@ def read_page():
 
 def cells(name, row):
     """The cells of a finished run."""
-    folder, stream = place(name, row), STREAMS[name]
+    folder, stream = finished(name, row), STREAMS[name]
     accuracy = reproduce.finished(folder)
     forgetting = reproduce.finished(folder, "forgetting")
 
@@ -166,7 +182,7 @@ def write_page():
         (name, row): cells(name, row)
         for name, stream in STREAMS.items()
         for row in stream.methods
-        if report.complete(place(name, row))
+        if finished(name, row)
     }
     if here:
         machine = reproduce.this_machine()
@@ -195,7 +211,7 @@ def write_page():
         settings = " ".join((f"configs/{stream.config}.py", *stream.settings))
         lines += [
             "", f"## {stream.title}", "",
-            f"`make text STREAMS={name}`: `jcl run {settings}`, {stream.seeds} seed(s); "
+            f"`make text STREAMS={name}`: `jcl run {settings}`, {stream.seeds} seed(s) asked for; "
             f"{counts[name][0]} of {counts[name][1]} run.",
             "", HEAD, "|---|---|---|---|---|---|---|",
         ]  # fmt: skip
@@ -227,6 +243,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("streams", nargs="*", metavar="STREAM")
     parser.add_argument("--only", nargs="+", metavar="METHOD")
+    parser.add_argument("--seeds", type=int, choices=range(1, 11))
     parser.add_argument("--minutes", type=float, default=90.0)
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args(arguments)
@@ -242,7 +259,7 @@ def main(arguments=None):
         if time.monotonic() > deadline:
             print("The time is over; the same command goes on from here.")
             break
-        failed += not run(name, row, deadline)
+        failed += not run(name, row, deadline, options.seeds)
         write_page()
     for name, (ran, every) in write_page().items():
         print(f"{name}: {ran} of {every} run")
