@@ -1,7 +1,7 @@
 """Prototypical networks: classes are the means of their support's features."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,9 @@ from jcl.losses import classify, outputs
 from jcl.meta.episodes import divided, over_episodes
 
 
-def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., Any]:
+def prototypes(
+    features: Callable[..., jax.Array], ways: int, *, over: Literal["vmap", "map"] = "vmap"
+) -> Callable[..., Any]:
     """The loss of the queries under a softmax of their distances to the classes' means.
 
     logit_c = -|f(x) - mean of f(support of c)|^2.
@@ -23,11 +25,12 @@ def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., A
         features: (params, inputs, key) -> [examples, width], such as `model.features`; the head of
             the model is not used and has no gradient.
         ways: classes of an episode.
+        over: as in `jcl.maml`; "map" has the activations of one episode in memory at a time.
 
     The batch holds episodes, as in `jcl.maml`.
 
     Raises:
-        InputError: the number of ways is no whole number; at the first call, no support.
+        InputError: the number of ways is no whole number, or `over` another word; at the first call, no support.
 
     >>> import jcl, optax
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
@@ -35,6 +38,7 @@ def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., A
     """
     ways = checks.whole("prototypes", "ways", ways)
     checks.function("prototypes", "features", features, "model.features")
+    checks.one_of("prototypes", "over", over, ("vmap", "map"))
 
     def meta_loss(params, batch, key):
         def one(episode, key):
@@ -53,7 +57,7 @@ def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., A
 
             return classify(logits)(params, queries, key)
 
-        values, aux = over_episodes(one, batch, key, "vmap")
+        values, aux = over_episodes(one, batch, key, over)
         return jnp.mean(values), {"logits": aux["logits"], "losses": values}
 
     return meta_loss
