@@ -8,9 +8,9 @@ over 1,000 episodes of unseen characters; the first row of the matrix is that of
 MAML, FOMAML and ANIL have the steps, rates and Adam of Finn et al. 2017, section 5.2 and appendix
 A.1 (dense 256-128-64-64, batch normalization), Reptile the released settings of Nichol et al. 2018
 with transduction, ProtoNet Adam at 0.001 of Snell et al. 2017, section 3.1. Differs from them in:
-2,000 meta-steps and not 60,000 and more; `tasks` a meta-step and not 32 (16 at 20 ways; Reptile 10);
-32 filters; 5 queries of a class; Reptile's steps all see the same 5 shots of a class; ProtoNet is
-trained on as many ways as it is tested on. All predictions are transductive: an episode's queries
+2,000 meta-steps and not 60,000 or more; `tasks` a meta-step and not 32 (16 at 20 ways; Reptile
+10); 32 filters; 5 queries of a class; Reptile's 5 steps (not 3) all see the same 5 shots of a class;
+ProtoNet is trained on as many ways as it is tested on. All predictions are transductive: an episode's queries
 are normalized together. What each gives stands in docs/meta.md.
 
 Command:  jcl run configs/meta/omniglot.py --method maml --ways 5 --shots 1 --backbone convolutional

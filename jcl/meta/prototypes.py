@@ -30,7 +30,8 @@ def prototypes(
     The batch holds episodes, as in `jcl.maml`.
 
     Raises:
-        InputError: the number of ways is no whole number, or `over` another word; at the first call, no support.
+        InputError: the number of ways is no whole number, or `over` is neither; at the first call,
+            no support.
 
     >>> import jcl, optax
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
