@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import reproduce
@@ -161,7 +162,7 @@ TABLES = {
     ),
     "glyphs": Table(
         "Glyphs", "meta/omniglot",
-        f"{CHARACTERS} The glyphs of 24 Hershey fonts to learn from and of 8 to test on.",
+        f"{CHARACTERS} The glyphs of 16 Hershey fonts to learn from and of 8 to test on.",
         tuple(drawings("glyphs", ((5, "convolutional", STRONG), (20, "convolutional", STRONG)))),
         1, HEAD, by_episode,
     ),
@@ -212,7 +213,7 @@ def draw(model, params, path):
 
     loss_fn = jcl.losses.squared_error(model.apply)
     adapt = jax.jit(jcl.meta.adaptation(loss_fn, optax.sgd(0.01)))
-    line = np.linspace(-5, 5, 200, dtype=np.float32)[:, None]
+    line = jnp.linspace(-5.0, 5.0, 200)[:, None]
     figure, panels = pyplot.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrained")
     for panel, shots in zip(panels, (5, 10, 20), strict=True):
         sine = jcl.data.sinusoids(1, shots, 300, seed=2**31)[0]
