@@ -10,9 +10,10 @@ MAML, FOMAML and ANIL have the steps, rates and Adam of Finn et al. 2017, append
 256-128-64-64, batch normalization), Reptile the released settings of Nichol et al. 2018 with
 transduction, ProtoNet Adam at 0.001 of Snell et al. 2017, section 3.1. Differs from them in: 2,000
 meta-steps and not 60,000 or more; 8 episodes a meta-step (convolutional 4, at 20 ways 2) and not 32
-(at 20 ways 16; Reptile 10); 32 filters; 5 queries of a class; Reptile's steps are 5 and not 3 and all see the same 5 shots of a
-class; ProtoNet is trained on as many ways as it is tested on. All predictions are transductive: an
-episode's queries are normalized together. What each gives stands in docs/meta.md.
+(at 20 ways 16; Reptile 10); 32 filters; 5 queries of a class; Reptile's steps are 5 and not 3 and
+all see the same 5 shots of a class; ProtoNet is trained on as many ways as it is tested on. All
+predictions are transductive: an episode's queries are normalized together. What each gives stands
+in docs/meta.md.
 
 Command:  jcl run configs/meta/omniglot.py --method maml --ways 5 --shots 1 --backbone convolutional
 """
