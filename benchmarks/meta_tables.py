@@ -163,7 +163,7 @@ TABLES = {
     "glyphs": Table(
         "Glyphs", "meta/omniglot",
         f"{CHARACTERS} The glyphs of 16 Hershey fonts to learn from and of 8 to test on.",
-        tuple(drawings("glyphs", ((5, "convolutional", STRONG), (20, "convolutional", STRONG)))),
+        tuple(drawings("glyphs", ((5, "convolutional", STRONG),))),
         1, HEAD, by_episode,
     ),
     "intents": Table(
