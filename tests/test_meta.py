@@ -161,6 +161,17 @@ def test_prototypes_by_hand():
         np.testing.assert_allclose(value, np.log(1 + np.exp(9.0)), rtol=1e-5)
 
 
+def test_prototypes_and_queries_are_one_batch():
+    features = lambda params, inputs, key=None: inputs - inputs.mean(axis=0)
+    batch = {
+        "support_inputs": np.float32([[[0], [2]]]),
+        "support_targets": np.int32([[0, 1]]),
+        "inputs": np.float32([[[5]]]),
+    }
+    _, aux = jcl.prototypes(features, ways=2)(None, batch, None)
+    np.testing.assert_allclose(aux["logits"][0, 0], [-25, -9], rtol=1e-6)
+
+
 def test_the_deviation_is_over_episodes():
     answer = lambda params, batch, key: (0.0, {"logits": params * batch["inputs"]})
     inputs = np.float32([[[2, 1], [2, 1]], [[1, 2], [2, 1]], [[1, 2], [1, 2]]])

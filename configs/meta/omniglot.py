@@ -12,8 +12,8 @@ transduction, ProtoNet Adam at 0.001 of Snell et al. 2017, section 3.1. Differs 
 meta-steps and not 60,000 or more; 8 episodes a meta-step (convolutional 4, and 1 at 20 ways), not
 32 (16 at 20 ways; Reptile 10); 32 filters; 5 queries of a class; Reptile's steps are 5, not 3, and
 all see the same 5 shots of a class; ProtoNet is trained on as many ways as it is tested on. All
-predictions are transductive: an episode's queries are normalized together. What each gives stands
-in docs/meta.md.
+predictions are transductive: an episode's queries are normalized together (ProtoNet's with the
+support). What each gives stands in docs/meta.md.
 
 Command:  jcl run configs/meta/omniglot.py --method maml --ways 5 --shots 1 --backbone convolutional
 """
@@ -50,10 +50,11 @@ def build(config: Config) -> jcl.Experiment:
         shape = jcl.models.MLPConfig(
             784, (256, 128, 64, 64), config.ways, scale=1 / 255, normalization="batch"
         )
-        model, over = jcl.models.mlp(shape), "vmap"
+        model = jcl.models.mlp(shape)
     else:
         shape = jcl.models.ConvolutionalConfig(filters=32, classes=config.ways, scale=1 / 255)
-        model, over = jcl.models.convolutional(shape), "map"
+        model = jcl.models.convolutional(shape)
+    over = "map"  # of either network the quicker on a CPU, and an episode's memory at a time
     loss_fn = jcl.losses.classify(model.apply)
     outer = optax.adam(config.rate)
     if config.method == "prototypes":

@@ -19,7 +19,8 @@ def prototypes(
     logit_c = -|f(x) - mean of f(support of c)|^2.
 
     Snell, Swersky and Zemel 2017. Nothing adapts but the means, so it is cheap, and on images hard
-    to beat. A class without support is never chosen.
+    to beat. Support and queries are one batch of the features, which tells where these normalize
+    over a batch. A class without support is never chosen.
 
     Args:
         features: (params, inputs, key) -> [examples, width], such as `model.features`; the head of
@@ -48,15 +49,16 @@ def prototypes(
             if "mask" in support:
                 member = member * support["mask"][:, None]
             count = member.sum(axis=0)
-            known = outputs(features, params, support, key)
+            both = {
+                name: jnp.concatenate([support[name], queries[name]])
+                for name in ("inputs", "attention_mask")
+                if name in support
+            }
+            known, asked = jnp.split(outputs(features, params, both, key), [member.shape[0]])
             means = member.T @ known / jnp.maximum(count, 1.0)[:, None]
-
-            def logits(params, inputs, key=None, **rest):
-                x = features(params, inputs, key, **rest)
-                distance = jnp.sum((x[:, None] - means) ** 2, axis=-1)
-                return jnp.where(count > 0, -distance, -1e9)
-
-            return classify(logits)(params, queries, key)
+            distance = jnp.sum((asked[:, None] - means) ** 2, axis=-1)
+            logits = jnp.where(count > 0, -distance, -1e9)
+            return classify(lambda *_, **__: logits)(params, queries, key)
 
         values, aux = over_episodes(one, batch, key, over)
         return jnp.mean(values), {"logits": aux["logits"], "losses": values}
