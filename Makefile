@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce text bench bench-attention bench-models bench-strategies clean
+.PHONY: demo test test-fast check parity claims reproduce text meta bench bench-attention bench-models bench-strategies clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -52,6 +52,10 @@ $(REPRODUCE): reproduce-%: .venv/demo
 # The table of the text configs, 90 minutes at a time; make text STREAMS=banking77 METHODS="replay best"
 text: .venv/demo
 	$(BIN)/python benchmarks/text.py $(STREAMS) $(if $(METHODS),--only $(METHODS))
+
+# The tables of meta-learning, 90 minutes at a time; make meta TABLES=omniglot METHODS="maml anil"
+meta: .venv/demo
+	$(BIN)/python benchmarks/meta_tables.py $(TABLES) $(if $(METHODS),--only $(METHODS))
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py

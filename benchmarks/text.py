@@ -11,21 +11,13 @@ another machine, or says "not run".
 Exit status: 0, 1 where a cell's run failed, 2 where the command cannot be followed.
 """
 
-import argparse
 import json
 import math
-import os
-import re
-import signal
-import subprocess
 import sys
-import time
 from typing import NamedTuple
 
 import reproduce
-
-from jcl import report
-from jcl.errors import InputError
+import resumable
 
 RUNS = reproduce.ROOT / "runs" / "text"
 PAGE = reproduce.ROOT / "docs" / "text.md"
@@ -88,70 +80,23 @@ def stored(stream, row):
     return stream.intents * int(examples or 10) if method in STORING else 0
 
 
-def place(name, row, seeds=None):
-    """The run folder of a row, with as many seeds as the table asks for or with fewer."""
-    folder = RUNS / name / row.replace(", ", "_")
-    if seeds in (None, STREAMS[name].seeds):
-        return folder
-    return folder.with_name(f"{folder.name}_seeds_{seeds}")
+def place(name, row):
+    return RUNS / name / row.replace(", ", "_")
 
 
 def finished(name, row):
-    """The finished run folder of a row with the most seeds, or None."""
-    for seeds in range(STREAMS[name].seeds, 0, -1):
-        if report.complete(place(name, row, seeds)):
-            return place(name, row, seeds)
-    return None
-
-
-def peak(folder):
-    """The file beside a run folder that holds the largest resident set of its processes, in MiB."""
-    return folder.with_suffix(".peak.json")
+    return resumable.finished(place(name, row), STREAMS[name].seeds)
 
 
 def run(name, row, deadline, seeds=None):
-    """Runs a cell until it is finished or the time is over; whether it did not fail."""
-    folder, stream = place(name, row, seeds), STREAMS[name]
-    seeds = seeds or stream.seeds
-    if report.complete(folder):
-        return True
-    print(f"\n{name}: {row}, {seeds} seed(s)", flush=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    child = subprocess.Popen(
-        [
-            sys.executable, "-m", "jcl", "run", f"configs/{stream.config}.py",
-            *command(stream, row), "--seeds", str(seeds), "--out", str(folder),
-        ],
-        cwd=reproduce.ROOT,
-    )  # fmt: skip
-    while True:
-        pid, status, used = os.wait4(child.pid, os.WNOHANG)
-        if pid:
-            break
-        if time.monotonic() > deadline:
-            child.send_signal(signal.SIGINT)
-            deadline = math.inf
-        time.sleep(0.2)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    before = json.loads(peak(folder).read_text()) if peak(folder).exists() else 0
-    peak(folder).write_text(json.dumps(max(before, round(used.ru_maxrss / 1024))))
-    return child.returncode in (0, 130)  # 130: stopped
+    stream = STREAMS[name]
+    folder = resumable.with_seeds(place(name, row), seeds, stream.seeds)
+    arguments = [*command(stream, row), "--seeds", str(seeds or stream.seeds)]
+    return resumable.run(folder, stream.config, arguments, deadline)
 
 
-def read_page():
-    """The cells of every row of the page, by (stream, method), and its line about the machine."""
-    held, name, machine = {}, None, None
-    for line in PAGE.read_text().splitlines() if PAGE.exists() else ():
-        if heading := re.match(r"`make text STREAMS=([\w-]+)`", line):
-            name = heading.group(1)
-        elif name is None and "; Python " in line:
-            machine = line
-        elif name and line.startswith("| "):
-            row, *cells = line.removeprefix("| ").removesuffix(" |").split(" | ")
-            method = row.removesuffix(" a class") if row.startswith("replay") else row
-            if len(cells) == 6 and method != "method" and cells[0] != "not run":
-                held[name, method] = cells
-    return held, machine
+def label(row):
+    return f"{row} a class" if ", " in row else row
 
 
 def cells(name, row):
@@ -165,7 +110,8 @@ def cells(name, row):
             return "-"
         return f"{result.mean:.2f}" + (f" ± {result.interval:.2f}" if result.interval else "")
 
-    memory = json.loads(peak(folder).read_text()) if peak(folder).exists() else None
+    peak = resumable.peak(folder)
+    memory = json.loads(peak.read_text()) if peak.exists() else None
     return [
         f"{figure(accuracy)} ({accuracy.seeds})", figure(forgetting), str(stored(stream, row)),
         f"{accuracy.seconds:.0f} s", f"{memory} MiB" if memory else "-", accuracy.commit,
@@ -177,7 +123,7 @@ def write_page():
 
     Returns the numbers of rows with figures and of all, by stream.
     """
-    held, machine = read_page()
+    held, machine = resumable.read_page(PAGE, "STREAMS")
     here = {
         (name, row): cells(name, row)
         for name, stream in STREAMS.items()
@@ -187,7 +133,7 @@ def write_page():
     if here:
         machine = reproduce.this_machine()
     elif machine is None or not held:
-        machine = "Nothing has been run so far."
+        machine = resumable.NEVER
     lines = [
         "# Texts, with a pretrained encoder",
         "",
@@ -206,7 +152,7 @@ def write_page():
     ]
     counts = {}
     for name, stream in STREAMS.items():
-        rows = {row: here.get((name, row)) or held.get((name, row)) for row in stream.methods}
+        rows = {row: here.get((name, row), held.get((name, label(row)))) for row in stream.methods}
         counts[name] = (sum(1 for row in rows.values() if row), len(rows))
         settings = " ".join((f"configs/{stream.config}.py", *stream.settings))
         lines += [
@@ -216,54 +162,19 @@ def write_page():
             "", HEAD, "|---|---|---|---|---|---|---|",
         ]  # fmt: skip
         for row, found in rows.items():
-            label = f"{row} a class" if ", " in row else row
-            lines.append(f"| {label} | {' | '.join(found or ['not run', '', '', '', '', ''])} |")
+            found = found or ["not run", "", "", "", "", ""]
+            lines.append(f"| {label(row)} | {' | '.join(found)} |")
     PAGE.write_text("\n".join(lines) + "\n")
     return counts
 
 
 def chosen(names, only):
-    """(stream, row) for every row asked for.
-
-    Raises:
-        InputError: an unknown stream or method.
-    """
-    for name in names:
-        if name not in STREAMS:
-            raise InputError(f"{name!r} is no stream: name some of {', '.join(STREAMS)}.")
-    every = [(name, row) for name in names or STREAMS for row in STREAMS[name].methods]
-    known = dict.fromkeys(row.partition(", ")[0] for _, row in every)
-    for method in only or ():
-        if method not in known:
-            raise InputError(f"--only {method}: known there are {', '.join(known)}.")
-    return [(name, row) for name, row in every if not only or row.partition(", ")[0] in only]
+    rows = {name: stream.methods for name, stream in STREAMS.items()}
+    return resumable.chosen(rows, lambda row: row.partition(", ")[0], names, only, "stream")
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("streams", nargs="*", metavar="STREAM")
-    parser.add_argument("--only", nargs="+", metavar="METHOD")
-    parser.add_argument("--seeds", type=int, choices=range(1, 11))
-    parser.add_argument("--minutes", type=float, default=90.0)
-    parser.add_argument("--report", action="store_true")
-    options = parser.parse_args(arguments)
-    try:
-        todo = chosen(options.streams, options.only)
-        if not options.minutes > 0:
-            raise InputError(f"--minutes {options.minutes}: a number above 0.")
-    except InputError as error:
-        parser.error(str(error))  # ends with status 2
-    # A run that is stopped takes some seconds to end.
-    deadline, failed = time.monotonic() + 60 * options.minutes - 20, 0
-    for name, row in [] if options.report else todo:
-        if time.monotonic() > deadline:
-            print("The time is over; the same command goes on from here.")
-            break
-        failed += not run(name, row, deadline, options.seeds)
-        write_page()
-    for name, (ran, every) in write_page().items():
-        print(f"{name}: {ran} of {every} run")
-    return int(failed > 0)
+    return resumable.main(__doc__, "stream", chosen, run, write_page, arguments)
 
 
 if __name__ == "__main__":

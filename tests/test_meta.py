@@ -152,12 +152,32 @@ def test_prototypes_by_hand():
         "inputs": np.float32([[[1, 1]]]),
         "targets": np.int32([[1]]),
     }
-    meta_loss = jcl.prototypes(features, ways=3)
-    value, aux = meta_loss(jnp.float32(1.0), batch, None)
-    # The means are (1, 0) and (0, 4); the third class has none.
-    np.testing.assert_allclose(aux["logits"][0, 0, :2], [-1, -10])
-    assert aux["logits"][0, 0, 2] < -1e8
-    np.testing.assert_allclose(value, np.log(1 + np.exp(9.0)), rtol=1e-5)
+    for over in ("vmap", "map"):
+        meta_loss = jcl.prototypes(features, ways=3, over=over)
+        value, aux = meta_loss(jnp.float32(1.0), batch, None)
+        # The means are (1, 0) and (0, 4); the third class has none.
+        np.testing.assert_allclose(aux["logits"][0, 0, :2], [-1, -10])
+        assert aux["logits"][0, 0, 2] < -1e8
+        np.testing.assert_allclose(value, np.log(1 + np.exp(9.0)), rtol=1e-5)
+
+
+def test_prototypes_and_queries_are_one_batch():
+    features = lambda params, inputs, key=None: inputs - inputs.mean(axis=0)
+    batch = {
+        "support_inputs": np.float32([[[0], [2]]]),
+        "support_targets": np.int32([[0, 1]]),
+        "inputs": np.float32([[[5]]]),
+    }
+    _, aux = jcl.prototypes(features, ways=2)(None, batch, None)
+    np.testing.assert_allclose(aux["logits"][0, 0], [-25, -9], rtol=1e-6)
+
+
+def test_the_deviation_is_over_episodes():
+    answer = lambda params, batch, key: (0.0, {"logits": params * batch["inputs"]})
+    inputs = np.float32([[[2, 1], [2, 1]], [[1, 2], [2, 1]], [[1, 2], [1, 2]]])
+    batch = {"inputs": inputs, "targets": np.zeros((3, 2), np.int32)}
+    probe = jcl.meta.deviation(jcl.meta.accuracy(answer))
+    np.testing.assert_allclose(probe(1.0, batch), np.std([1, 0.5, 0], ddof=1))
 
 
 @pytest.mark.parametrize("name", ["maml", "meta-sgd", "oml"])
@@ -328,6 +348,7 @@ def test_an_inner_adam_without_an_eps_root_is_named_by_the_docstring():
         (lambda: jcl.implicit_maml(LOSS, steps=1, optimizer=SGD, strength=0.0), "strength=0.0"),
         (lambda: jcl.prototypes(None, 3), "model.features"),
         (lambda: jcl.prototypes(MODEL.features, 0), "ways=0"),
+        (lambda: jcl.prototypes(MODEL.features, 3, over="scan"), '"vmap", "map"'),
         (lambda: jcl.meta.learned_rates(MODEL, 0.0), "initial=0.0"),
         (lambda: jcl.meta.learned_rates(WITH_RATES, 0.1), "wrap it once"),
     ],

@@ -22,6 +22,20 @@ def test_the_mlp_is_its_formula():
     np.testing.assert_allclose(model.apply(params, jnp.asarray(inputs)), expected, rtol=1e-5)
 
 
+def test_batch_normalization_takes_the_place_of_the_biases():
+    model = jcl.models.mlp(MLPConfig(inputs=6, hidden=(5, 4), classes=3, normalization="batch"))
+    params = model.init(jax.random.key(0))
+    assert sorted(params["layer_0"]) == ["kernel"]
+    assert "bias" in params["head"]
+    params["norm_0"] = {"scale": jnp.arange(1.0, 6.0), "bias": jnp.linspace(-1, 1, 5)}
+    x = inputs = np.random.default_rng(0).standard_normal((7, 6)).astype(np.float32)
+    for number in range(2):
+        x, norm = x @ params[f"layer_{number}"]["kernel"], params[f"norm_{number}"]
+        x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3) * norm["scale"] + norm["bias"]
+        x = np.maximum(x, 0)
+    np.testing.assert_allclose(model.features(params, jnp.asarray(inputs)), x, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("initializer", "limit"), [("glorot", (6 / (100 + 50)) ** 0.5), ("lecun", 0.1)]
 )
@@ -38,6 +52,8 @@ def test_bad_shapes_are_refused():
         MLPConfig(hidden=(5, 0))
     with pytest.raises(InputError, match="glorot"):
         MLPConfig(initializer="he")
+    with pytest.raises(InputError, match="normalization"):
+        MLPConfig(normalization="layer")
     model = jcl.models.mlp(MLPConfig(inputs=4))
     with pytest.raises(InputError, match="takes 4: give MLPConfig\\(inputs=5\\)"):
         model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 5)))

@@ -151,7 +151,7 @@ def finish(text, name, row, mean, seeds=3, forgetting=0.125):
     (folder / "config.json").write_text(json.dumps({"git_commit": "0123456789"}))
     for file in ("report.md", "matrix.png"):
         (folder / file).write_text("")
-    text.peak(folder).write_text("2048")
+    text.resumable.peak(folder).write_text("2048")
     return folder
 
 
@@ -190,15 +190,15 @@ def test_the_command_runs_what_is_left_and_stops_at_its_time(page, monkeypatch):
         def __init__(self, command, **_):
             started.append(command)
 
-    monkeypatch.setattr(page.subprocess, "Popen", Child)
+    monkeypatch.setattr(page.resumable.subprocess, "Popen", Child)
     used = type("Used", (), {"ru_maxrss": 3 * 1024})
-    monkeypatch.setattr(page.os, "wait4", lambda *_: (1, 0, used))
+    monkeypatch.setattr(page.resumable.os, "wait4", lambda *_: (1, 0, used))
     assert page.main(["banking77"]) == 0
     methods = [command[command.index("--method") + 1] for command in started]
     assert methods == ["joint", "replay", "best"]
     assert started[1][-6:-4] == ["--examples", "10"]
-    assert json.loads(page.peak(page.place("banking77", "joint")).read_text()) == 3
-    monkeypatch.setattr(page.os, "wait4", lambda *_: (1, 256, used))
+    assert json.loads(page.resumable.peak(page.place("banking77", "joint")).read_text()) == 3
+    monkeypatch.setattr(page.resumable.os, "wait4", lambda *_: (1, 256, used))
     assert page.main(["banking77", "--only", "joint"]) == 1
     del started[:]
     assert page.main(["banking77", "--minutes", "0.1"]) == 0
@@ -219,8 +219,8 @@ def test_a_run_is_interrupted_when_the_time_is_over(page, monkeypatch):
             sent.append(signal)
             super().send_signal(signal)
 
-    monkeypatch.setattr(page.subprocess, "Popen", Child)
-    assert page.run("banking77", "best", deadline=page.time.monotonic() + 0.5)
+    monkeypatch.setattr(page.resumable.subprocess, "Popen", Child)
+    assert page.run("banking77", "best", deadline=page.resumable.time.monotonic() + 0.5)
     assert len(sent) == 1
 
 

@@ -3,13 +3,14 @@
 from jcl.meta.adaptation import adaptation
 from jcl.meta.implicit import implicit_maml
 from jcl.meta.maml import learned_rates, maml
-from jcl.meta.measures import accuracy, squared_error
+from jcl.meta.measures import accuracy, deviation, squared_error
 from jcl.meta.prototypes import prototypes
 from jcl.meta.reptile import reptile
 
 __all__ = [
     "accuracy",
     "adaptation",
+    "deviation",
     "implicit_maml",
     "learned_rates",
     "maml",

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jcl.losses import Measure
@@ -36,6 +37,26 @@ def squared_error(meta_loss: Callable[..., Any]) -> Measure:
         return _counted(errors, batch)
 
     return Measure("squared_error", False, function)
+
+
+def deviation(measure: Measure) -> Callable[..., Any]:
+    """(params, batch) -> the standard deviation of the measure over the batch's episodes.
+
+    For `jcl.Experiment(probes={"deviation": ...})`, which takes it on a task's first test batch:
+    the 95 % interval of the mean of n episodes is 1.96 deviation / sqrt(n).
+
+    Args:
+        measure: of episodes, such as `accuracy`.
+    """
+
+    def probe(params, batch):
+        def one(episode):
+            total, count = measure.function(params, jax.tree.map(lambda leaf: leaf[None], episode))
+            return total / count
+
+        return jnp.std(jax.lax.map(one, batch), ddof=1)
+
+    return probe
 
 
 def _answers(meta_loss: Callable[..., Any], params: Any, batch: Any) -> Any:

@@ -1,7 +1,7 @@
 """Prototypical networks: classes are the means of their support's features."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,23 +11,28 @@ from jcl.losses import classify, outputs
 from jcl.meta.episodes import divided, over_episodes
 
 
-def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., Any]:
+def prototypes(
+    features: Callable[..., jax.Array], ways: int, *, over: Literal["vmap", "map"] = "vmap"
+) -> Callable[..., Any]:
     """The loss of the queries under a softmax of their distances to the classes' means.
 
     logit_c = -|f(x) - mean of f(support of c)|^2.
 
     Snell et al. 2017. Nothing adapts but the means, so it is cheap, and on images hard
-    to beat. A class without support is never chosen.
+    to beat. Support and queries are one batch of the features, which tells where these normalize
+    over a batch. A class without support is never chosen.
 
     Args:
         features: (params, inputs, key) -> [examples, width], such as `model.features`; the head of
             the model is not used and has no gradient.
         ways: classes of an episode.
+        over: as in `jcl.maml`; "map" has the activations of one episode in memory at a time.
 
     The batch holds episodes, as in `jcl.maml`.
 
     Raises:
-        InputError: the number of ways is no whole number; at the first call, no support.
+        InputError: the number of ways is no whole number, or `over` is neither; at the first call,
+            no support.
 
     >>> import jcl, optax
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
@@ -35,6 +40,7 @@ def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., A
     """
     ways = checks.whole("prototypes", "ways", ways)
     checks.function("prototypes", "features", features, "model.features")
+    checks.one_of("prototypes", "over", over, ("vmap", "map"))
 
     def meta_loss(params, batch, key):
         def one(episode, key):
@@ -43,17 +49,18 @@ def prototypes(features: Callable[..., jax.Array], ways: int) -> Callable[..., A
             if "mask" in support:
                 member = member * support["mask"][:, None]
             count = member.sum(axis=0)
-            known = outputs(features, params, support, key)
+            both = {
+                name: jnp.concatenate([support[name], queries[name]])
+                for name in ("inputs", "attention_mask")
+                if name in support
+            }
+            known, asked = jnp.split(outputs(features, params, both, key), [member.shape[0]])
             means = member.T @ known / jnp.maximum(count, 1.0)[:, None]
+            distance = jnp.sum((asked[:, None] - means) ** 2, axis=-1)
+            logits = jnp.where(count > 0, -distance, -1e9)
+            return classify(lambda *_, **__: logits)(params, queries, key)
 
-            def logits(params, inputs, key=None, **rest):
-                x = features(params, inputs, key, **rest)
-                distance = jnp.sum((x[:, None] - means) ** 2, axis=-1)
-                return jnp.where(count > 0, -distance, -1e9)
-
-            return classify(logits)(params, queries, key)
-
-        values, aux = over_episodes(one, batch, key, "vmap")
+        values, aux = over_episodes(one, batch, key, over)
         return jnp.mean(values), {"logits": aux["logits"], "losses": values}
 
     return meta_loss

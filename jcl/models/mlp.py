@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
+from jcl.models.layers import BatchNorm
 from jcl.models.model import Model
 
 
@@ -25,6 +26,8 @@ class MLPConfig:
         shift: what is added then.
         initializer: of the kernels, "glorot" (uniform, Xavier) or "lecun" (uniform within
             1 / sqrt(inputs of the layer), for biases as well: the default of PyTorch's Linear).
+        normalization: of the hidden layers before their ReLU, "none" or, as in
+            `ConvolutionalConfig`, "batch", which takes the place of their biases.
     """
 
     inputs: int = 784
@@ -33,6 +36,7 @@ class MLPConfig:
     scale: float = 1.0
     shift: float = 0.0
     initializer: str = "glorot"
+    normalization: str = "none"
 
     def __post_init__(self):
         for field in ("inputs", "classes"):
@@ -40,6 +44,7 @@ class MLPConfig:
         for units in self.hidden:
             checks.whole("MLPConfig", "hidden", units)
         checks.one_of("MLPConfig", "initializer", self.initializer, ("glorot", "lecun"))
+        checks.one_of("MLPConfig", "normalization", self.normalization, ("none", "batch"))
 
 
 def mlp(config: MLPConfig) -> Model:
@@ -89,15 +94,18 @@ class MLP(nn.Module):
         if (config.scale, config.shift) != (1.0, 0.0):
             x = x * config.scale + config.shift
         for layer, units in enumerate(config.hidden):
-            x = nn.relu(_dense(config, units, x.shape[-1], f"layer_{layer}")(x))
+            normal = config.normalization == "batch"
+            x = _dense(config, units, x.shape[-1], f"layer_{layer}", bias=not normal)(x)
+            x = nn.relu(BatchNorm(name=f"norm_{layer}")(x) if normal else x)
         return _dense(config, config.classes, x.shape[-1], "head")(x) if head else x
 
 
-def _dense(config: MLPConfig, units: int, inputs: int, name: str) -> nn.Dense:
+def _dense(config: MLPConfig, units: int, inputs: int, name: str, bias: bool = True) -> nn.Dense:
     if config.initializer == "glorot":
-        return nn.Dense(units, kernel_init=nn.initializers.glorot_uniform(), name=name)
+        glorot = nn.initializers.glorot_uniform()
+        return nn.Dense(units, use_bias=bias, kernel_init=glorot, name=name)
 
     def uniform(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -1.0, 1.0) / inputs**0.5
 
-    return nn.Dense(units, kernel_init=uniform, bias_init=uniform, name=name)
+    return nn.Dense(units, use_bias=bias, kernel_init=uniform, bias_init=uniform, name=name)
