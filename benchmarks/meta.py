@@ -271,7 +271,7 @@ def temporary_bytes(case, batch, **options):
 
 def torch_module(torch_meta, case, way):
     """PyTorch's module with jcl's params, and its meta-loss and gradient of a batch."""
-    module = getattr(torch_meta, case.kind)(case.config)
+    module = getattr(torch_meta, case.kind)(case.config, way)
     torch_meta.load(module, torch_meta.by_name(initial(case), case.config))
     loss = torch_meta.LOSSES[case.loss]
     return module, torch_meta.WAYS[way](module, loss, 1, case.inner_rate)

@@ -121,13 +121,16 @@ class Block(nn.Module):
 
 def _patches(x: jax.Array) -> jax.Array:
     """Every second 3 x 3 patch, its pixels and channels side by side, zeros around the image."""
-    height, width = ((size + 1) // 2 for size in x.shape[1:3])
-    x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    return jnp.concatenate(
-        [
-            x[:, row : row + 2 * height - 1 : 2, column : column + 2 * width - 1 : 2]
-            for row in range(3)
-            for column in range(3)
-        ],
-        axis=-1,
-    )
+    # Axis by axis, as the pair of pixels that a patch begins after and the odd one of the pair
+    # before: the gradient is then a sum of three terms twice rather than of nine.
+    for axis in (2, 1):
+        only_here = lambda before, after, axis=axis: [
+            (before, after) if each == axis else (0, 0) for each in range(4)
+        ]
+        x = jnp.pad(x, only_here(0, x.shape[axis] % 2))
+        half = x.shape[axis] // 2
+        pairs = x.reshape(*x.shape[:axis], half, 2, *x.shape[axis + 1 :])
+        even, odd = (jax.lax.index_in_dim(pairs, at, axis + 1, keepdims=False) for at in (0, 1))
+        before = jax.lax.slice_in_dim(jnp.pad(odd, only_here(1, 0)), 0, half, axis=axis)
+        x = jnp.concatenate([before, even, odd], axis=-1)
+    return x
