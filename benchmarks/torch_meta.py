@@ -60,9 +60,9 @@ def _named(layers, head):
 
 
 def by_name(params, config):
-    """jcl's tree of params, or of gradients, as arrays by PyTorch's names and in its order of axes."""
+    """jcl's tree of params, or gradients, as arrays by PyTorch's names and in its order of axes."""
     arrays = {}
-    for name, part in jcl_leaves(params):
+    for name, part in _leaves(params):
         if name.endswith("convolution/kernel"):
             array = part.reshape(3, 3, -1, part.shape[-1]).transpose(3, 2, 0, 1)
             arrays[name.replace("convolution/kernel", "0/weight")] = array
@@ -79,10 +79,10 @@ def by_name(params, config):
     return {name.replace("/", "."): array for name, array in arrays.items()}
 
 
-def jcl_leaves(tree, path=()):
+def _leaves(tree, path=()):
     for name, part in tree.items():
         if isinstance(part, dict):
-            yield from jcl_leaves(part, (*path, name))
+            yield from _leaves(part, (*path, name))
         else:
             yield "/".join((*path, name)), np.asarray(part)
 
