@@ -85,7 +85,7 @@ TINY = {
         config=jcl.models.MLPConfig(inputs=1, hidden=(4, 4), classes=1), tasks=2, block=2
     ),
     "omniglot": CASES["omniglot"]._replace(
-        config=jcl.models.ConvolutionalConfig(height=6, width=5, filters=2, blocks=2), tasks=2,
+        config=jcl.models.ConvolutionalConfig(height=6, width=5, filters=2, blocks=1), tasks=2,
         block=2,
     ),
 }  # fmt: skip
