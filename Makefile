@@ -3,7 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce text meta bench bench-attention bench-models bench-strategies clean
+.PHONY: demo test test-fast check parity claims reproduce text meta bench bench-attention \
+	bench-generation bench-meta bench-models bench-strategies clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -62,6 +63,9 @@ bench: .venv/bench
 
 bench-attention: .venv/demo
 	$(BIN)/python benchmarks/attention.py
+
+bench-meta: .venv/bench
+	$(BIN)/python benchmarks/meta.py
 
 bench-models: .venv/bench
 	$(BIN)/python benchmarks/models.py

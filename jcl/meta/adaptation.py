@@ -87,8 +87,14 @@ def adaptation(
         carry = (chosen, optimizer.init(chosen))
         if isinstance(steps, jax.Array):
             chosen, _ = jax.lax.fori_loop(0, steps, step, carry)
+            return core.merge(params, chosen)
+        # XLA would join the two passes of a single step; a loop keeps its own apart.
+        body = jax.checkpoint(step, prevent_cse=steps == 1) if remat else step
+        if steps == 1:
+            # Under vmap a loop would carry a copy of the shared params for every episode, and
+            # multiply them one by one, where here they are one matmul's.
+            chosen, _ = body(0, carry)
         else:
-            body = jax.checkpoint(step, prevent_cse=False) if remat else step
             (chosen, _), _ = jax.lax.scan(
                 lambda carry, index: (body(index, carry), None), carry, jnp.arange(steps)
             )

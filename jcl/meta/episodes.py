@@ -44,8 +44,9 @@ def over_episodes(
 ) -> Any:
     """function(episode, key) of every episode of a batch, each with a key of its own.
 
-    "vmap" computes the episodes together, "map" one after the other: a convolution whose gradient
-    is taken under vmap is many times slower on a CPU.
+    "vmap" computes the episodes together, "map" one after the other: a convolution (though not the
+    matmuls of patches in `jcl.models.convolutional`) whose gradient is taken under vmap is many
+    times slower on a CPU.
     """
     keys = None
     if key is not None:

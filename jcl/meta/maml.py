@@ -57,7 +57,8 @@ def maml(
             theta itself, such as a head with fresh weights.
         remat: the activations of inner steps are computed again in the backward pass.
         over: "vmap" computes the episodes together, "map" one after the other, which on a CPU is
-            the faster for convolutions.
+            the faster for a model with convolutions (`jcl.models.convolutional` has matmuls of
+            patches in their place and is faster by vmap).
 
     The batch holds episodes: inputs [episodes, queries, ...], targets [episodes, queries, ...],
     support_inputs [episodes, examples, ...], support_targets [episodes, examples, ...], and more

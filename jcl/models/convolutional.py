@@ -121,13 +121,19 @@ class Block(nn.Module):
 
 def _patches(x: jax.Array) -> jax.Array:
     """Every second 3 x 3 patch, its pixels and channels side by side, zeros around the image."""
-    height, width = ((size + 1) // 2 for size in x.shape[1:3])
-    x = jnp.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    return jnp.concatenate(
-        [
-            x[:, row : row + 2 * height - 1 : 2, column : column + 2 * width - 1 : 2]
-            for row in range(3)
-            for column in range(3)
-        ],
-        axis=-1,
-    )
+    # Axis by axis: a pair of pixels, and before it the second of the pair before. The gradient is
+    # then twice a sum of three terms, which compiles and runs faster than one of nine.
+    for axis in (2, 1):
+        x = _pad(x, axis, 0, x.shape[axis] % 2)
+        half = x.shape[axis] // 2
+        pairs = x.reshape(*x.shape[:axis], half, 2, *x.shape[axis + 1 :])
+        first, second = (
+            jax.lax.index_in_dim(pairs, place, axis + 1, keepdims=False) for place in (0, 1)
+        )
+        before = jax.lax.slice_in_dim(_pad(second, axis, 1, 0), 0, half, axis=axis)
+        x = jnp.concatenate([before, first, second], axis=-1)
+    return x
+
+
+def _pad(x: jax.Array, axis: int, before: int, after: int) -> jax.Array:
+    return jnp.pad(x, [(before, after) if each == axis else (0, 0) for each in range(x.ndim)])
