@@ -1,6 +1,7 @@
 """Meta-learning: losses of batches of episodes, which a learner trains like any other."""
 
 from jcl.meta.adaptation import adaptation
+from jcl.meta.fresh import fresh_classes
 from jcl.meta.implicit import implicit_maml
 from jcl.meta.maml import learned_rates, maml
 from jcl.meta.measures import accuracy, squared_error
@@ -10,6 +11,7 @@ from jcl.meta.reptile import reptile
 __all__ = [
     "accuracy",
     "adaptation",
+    "fresh_classes",
     "implicit_maml",
     "learned_rates",
     "maml",
