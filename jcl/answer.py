@@ -79,6 +79,33 @@ def reopen(
     return Reopened(experiment, state, task, f"{where}, seed {description['seeds'][0]}")
 
 
+def learned_params(run: str | Path, seed: int) -> dict[str, jax.Array]:
+    """The params that one seed of a finished run ended with, by their paths.
+
+    For another run that begins with them: `jcl.models.starting_from(model, learned_params(...))`.
+
+    Raises:
+        InputError: the folder is no finished run's, or the run has no such seed.
+    """
+    run = Path(run)
+    if not (run / "report.json").is_file():
+        raise InputError(
+            f"{run} is no folder of a finished run: there is no report.json in it. Start that run, "
+            "or let it come to its end, first."
+        )
+    seeds = folder.read_config(run / "config.json")["seeds"]
+    if seed not in seeds:
+        raise InputError(f"{run} has the seeds {seeds}, and not {seed}: run it for that seed too.")
+    found = {
+        path.removeprefix("params/"): leaf
+        for path, leaf in checkpoint.read(run / "checkpoints").items()
+        if path.startswith("params/")
+    }
+    if len(seeds) == 1:
+        return found
+    return {path: leaf[seeds.index(seed)] for path, leaf in found.items()}
+
+
 def answer(
     reopened: Reopened,
     prompts: Sequence[str],

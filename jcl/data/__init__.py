@@ -30,6 +30,7 @@ from jcl.data.streams import (
 )
 from jcl.data.text import Blocks, text_files, text_task
 from jcl.data.tokenization import ByteTokenizer, PretrainedTokenizer, Tokenizer
+from jcl.data.trajectories import Trajectories, class_sequence
 
 __all__ = [
     "Arrays",
@@ -49,9 +50,11 @@ __all__ = [
     "Task",
     "TextStream",
     "Tokenizer",
+    "Trajectories",
     "Walk",
     "banking77",
     "blurry",
+    "class_sequence",
     "class_tasks",
     "clinc150",
     "cumulative",

@@ -74,7 +74,7 @@ class Episodes(Drawn):
         self._queries = checks.whole("Episodes", "queries", queries)
         self._slots, self._mask = slots("Episodes", self._shots, padded_shots)
         self._leaves = gather(source, np.arange(len(source)))
-        targets = _targets(self._leaves)
+        targets = class_numbers(self._leaves)
         self._classes = _classes(classes, targets, self._ways)
         order = np.argsort(targets, kind="stable")
         self._order = order
@@ -217,7 +217,7 @@ def class_tasks(stream: Stream) -> tuple[str, ...]:
     """
     home: dict[int, str] = {}
     for task in stream.tasks:
-        targets = _targets(gather(task.train, np.arange(len(task.train))))
+        targets = class_numbers(gather(task.train, np.arange(len(task.train))))
         for label in np.unique(targets).tolist():
             if label in home:
                 raise InputError(
@@ -253,7 +253,12 @@ def slots(call: str, shots: int, padded_shots: Any) -> tuple[np.ndarray, np.ndar
     return np.where(real, places, 0), real.astype(np.float32)
 
 
-def _targets(leaves: Batch) -> np.ndarray:
+def class_numbers(leaves: Batch) -> np.ndarray:
+    """The targets of labelled examples.
+
+    Raises:
+        InputError: they are no class numbers, or the examples tell the task.
+    """
     targets = leaves.get("targets")
     if targets is None or targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         found = "none" if targets is None else f"{targets.dtype}{list(targets.shape[1:])}"

@@ -13,6 +13,7 @@ from jcl.models.lora import lora, merge_lora
 from jcl.models.mlp import MLPConfig, mlp
 from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
+from jcl.models.neuromodulated import NeuromodulatedConfig, neuromodulated
 from jcl.models.precision import Precision
 from jcl.models.prompts import prompts
 from jcl.models.random_features import random_expansion, random_features, second_head
@@ -28,6 +29,7 @@ __all__ = [
     "LlamaConfig",
     "MLPConfig",
     "Model",
+    "NeuromodulatedConfig",
     "Performer",
     "Precision",
     "Rope",
@@ -43,6 +45,7 @@ __all__ = [
     "merge_lora",
     "mlp",
     "module_dropout",
+    "neuromodulated",
     "probabilities",
     "prompts",
     "random_expansion",

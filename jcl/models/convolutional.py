@@ -25,7 +25,7 @@ class ConvolutionalConfig:
         classes: of the head.
         normalization: "batch", by the mean and variance of the very batch, in training and in
             prediction (so a prediction depends on the batch it stands in, which the field calls
-            transductive), or "none".
+            transductive), "instance", by those of each example alone, or "none".
         scale: what inputs are multiplied by, 1 / 255 for bytes.
     """
 
@@ -41,7 +41,8 @@ class ConvolutionalConfig:
     def __post_init__(self):
         for field in ("height", "width", "channels", "filters", "blocks", "classes"):
             checks.whole("ConvolutionalConfig", field, getattr(self, field))
-        checks.one_of("ConvolutionalConfig", "normalization", self.normalization, ("batch", "none"))
+        known = ("batch", "instance", "none")
+        checks.one_of("ConvolutionalConfig", "normalization", self.normalization, known)
 
 
 def convolutional(config: ConvolutionalConfig) -> Model:
@@ -110,11 +111,12 @@ class Block(nn.Module):
             kernel_init=nn.initializers.glorot_uniform(),
             name="convolution",
         )(patches.reshape(-1, patches.shape[-1]))
-        if self.normalization == "batch":
+        if self.normalization != "none":
             scale = self.param("scale", nn.initializers.ones, (self.filters,))
             bias = self.param("bias", nn.initializers.zeros, (self.filters,))
-            mean = x.mean(axis=0)
-            variance = jnp.mean((x - mean) ** 2, axis=0)
+            x = x.reshape(1 if self.normalization == "batch" else shape[0], -1, self.filters)
+            mean = x.mean(axis=1, keepdims=True)
+            variance = jnp.mean((x - mean) ** 2, axis=1, keepdims=True)
             x = (x - mean) * jax.lax.rsqrt(variance + 1e-3) * scale + bias
         return nn.relu(x).reshape(shape)
 
