@@ -411,6 +411,7 @@ def test_texts_of_other_domains_are_tested(intents, monkeypatch):
     assert set(jcl.models.wrapping.shapes(experiment.model)["lora"]) == {"layer_1", "layer_2"}
 
 
+@pytest.mark.slow
 def test_features_computed_once_give_anils_gradient(intents):
     config = intents.Config(inner_rate=0.5)
     experiment = intents.build(config)

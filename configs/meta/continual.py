@@ -11,10 +11,12 @@ drawing one step of plain SGD. Row i of the matrix is the accuracy on the five o
 of every task, of which i have been seen. oml, anml and pretrained learn the head alone, and
 nearest_class_mean stores the means of the pretrained features; scratch learns all params; er
 learns all the pretrained ones, ten stored drawings beside each new one. The rate of each is the
-best of 0.001, 0.003, 0.01, 0.03, 0.1 and 0.3 for the average of the last row of the phase validate,
-on 30 further classes. Differs from the papers in: they choose the rate on the tested classes; have
-964 characters to train on, 256 filters, and 20,000 meta-steps and more; ANML's meta-loss is on the
-very drawings it has learned.
+best of 0.0003, 0.001, 0.003, 0.01, 0.03 and 0.1 for the average of the last row of the phase
+validate, on 30 further classes.
+
+Differs from the papers in: they choose the rate on the tested classes; have 964 characters to
+train on, 256 filters, and 20,000 meta-steps and more; ANML's meta-loss is on the very drawings it
+has learned.
 
 Classes: of Omniglot's 242 characters at hand 112 train, 30 validate, 100 test; of the glyphs 100
 Japanese ones test, 30 signs of meteorology and markers validate, and the 1,006 of the other fonts

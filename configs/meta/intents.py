@@ -37,7 +37,7 @@ LEARNED = ("lora", "classifier")
 @dataclass(frozen=True)
 class Config:
     method: Literal["maml", "fomaml", "anil", "prototypes"] = "anil"
-    meta_steps: int = 100
+    meta_steps: int = 200
     episodes: int = 2  # a meta-step
     rate: float = 1e-3
     inner_rate: float = 1.0
