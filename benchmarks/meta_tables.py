@@ -255,7 +255,7 @@ def write_page():
         machine = reproduce.this_machine()
     elif machine is None or not held:
         machine = resumable.NEVER
-    folder, picture = RUNS / "sinusoid" / "maml", PAGE.parent / PICTURE
+    folder, picture = finished("sinusoid", TABLES["sinusoid"].rows[0]), PAGE.parent / PICTURE
     if ("sinusoid", "maml") in here and not newer(picture, folder / "report.json"):
         reopened = answer.reopen(folder, load_config)
         draw(reopened.experiment.model, reopened.state.params, picture)

@@ -201,6 +201,14 @@ OPTIONS = {
 }  # fmt: skip
 
 
+# Of each way that a strategy can act one row, for the tests that are costly and whose outcome hangs
+# on the way alone; JCL_ALL_TESTS=1 runs them for every method.
+KINDS = {
+    "replay", "ewc", "periodically ewc", "si", "lwf", "agem", "gem", "gss", "gdumb", "packnet",
+    "slda replay", "la_maml", "progressive prompts", "per task, scheduled",
+}  # fmt: skip
+
+
 def rows_but(*left_out):
     """Every row, all tests of one row in one process, which compiles its functions once."""
     return pytest.mark.parametrize(
@@ -215,6 +223,9 @@ def rows_but(*left_out):
 
 rows = rows_but()
 rows_of_methods = rows_but(OPTIONS)
+rows_of_kinds = (
+    rows_of_methods if os.environ.get("JCL_ALL_TESTS") else rows_but(TABLE.keys() - KINDS)
+)
 rows_with_strength = rows_but(WITHOUT_STRENGTH, OPTIONS)
 
 
@@ -295,7 +306,7 @@ def test_one_trace_over_three_tasks(name):
     assert row.step._cache_size() == row.consolidate._cache_size() == 1
 
 
-@rows_of_methods
+@rows_of_kinds
 def test_jit_equals_no_jit(name):
     row = compiled(name)
     states = []
@@ -305,7 +316,7 @@ def test_jit_equals_no_jit(name):
     assert_close(*states, 1e-4)
 
 
-@rows_of_methods
+@rows_of_kinds
 def test_scan_equals_loop(name):
     row = compiled(name)
     batches = [toy.batch(number) for number in range(5)]
@@ -434,7 +445,7 @@ def test_plain_optax_is_what_optax_does():
     assert_close(state.params, params)
 
 
-@rows_of_methods
+@rows_of_kinds
 def test_key_none_is_deterministic(name):
     row = make(name)
     one, losses = train(row, begin(row, key=None))

@@ -10,9 +10,8 @@ phase test, on other classes in tasks of ten: 15 drawings of each class, class a
 drawing one step of plain SGD. Row i of the matrix is the accuracy on the five others of each class
 of every task, of which i have been seen. oml, anml and pretrained learn the head alone, and
 nearest_class_mean stores the means of the pretrained features; scratch learns all params; er
-learns all the pretrained ones, ten stored drawings beside each new one. The rate of each is the
-best of 0.0003, 0.001, 0.003, 0.01, 0.03 and 0.1 for the average of the last row of the phase
-validate, on 30 further classes.
+learns all the pretrained ones, ten stored drawings beside each new one. RATES and
+INNER_RATES are first guesses: they are to be chosen by the phase validate, on 30 further classes.
 
 Differs from the papers in: they choose the rate on the tested classes; have 964 characters to
 train on, 256 filters, and 20,000 meta-steps and more; ANML's meta-loss is on the very drawings it

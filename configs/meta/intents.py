@@ -8,9 +8,9 @@ beside the Dense modules of its last two layers; the outer loop learns LoRA and 
 maml and fomaml adapt both by three steps of SGD; anil adapts the head alone by 20, over features
 that are computed once an episode; prototypes (Snell et al. 2017) adapts nothing. Row 0 of the
 matrix, before meta-training, is the baseline: of maml fine-tuning the pretrained encoder, of anil
-a linear head over its frozen features, of prototypes their nearest class mean. An inner rate is
-the best of 0.1, 0.3, 1, 3 and 10 on the validating episodes, the baseline's by row 0, for which
---meta_steps 1 is enough. What each gives: docs/meta.md.
+a linear head over its frozen features, of prototypes their nearest class mean. The inner
+rate of 1 is a first guess: it is to be chosen on the validating episodes, the baseline's by row 0,
+for which --meta_steps 1 is enough. What each gives: docs/meta.md.
 
 Needs JCL_DATA, a folder with clinc150 and minilm_l6, as configs/clinc150.py does.
 
