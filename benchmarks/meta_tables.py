@@ -101,6 +101,16 @@ def by_task(folder, row):
     return figures + (["", ""] if row.untrained else ending(folder))
 
 
+def by_classes(folder, row):
+    """The accuracy over the classes seen, when so many tasks of ten have been seen; a run of the
+    meta-training has none."""
+    matrix = np.asarray(report.read(folder)["matrix"])
+    figures = ["-"] * len(SEEN)
+    if matrix.shape[-1] > 1:
+        figures = [of_seeds(matrix[:, seen, :seen].mean(axis=-1), 2, 100) for seen in SEEN]
+    return [*figures, *ending(folder)]
+
+
 def by_episode(folder, row):
     """The accuracy before and after meta-training, with intervals over the test episodes."""
     found = report.read(folder)
@@ -134,6 +144,18 @@ def drawings(source, grid):
                 yield Row(label, tuple(arguments), method)
 
 
+def one_after_another():
+    """Rows of the meta-training, and of learning on: --only takes both of a method."""
+    for method in ("oml", "anml", "pretrained"):
+        yield Row(f"{method}, meta-training", ("--method", method), method)
+    for method in ("oml", "anml", "pretrained", "nearest_class_mean", "er", "scratch"):
+        before = method if method in ("oml", "anml") else "pretrained"
+        start = ("--start", f"runs/meta/continual/{before}_meta-training")
+        settings = ("--phase", "test", "--method", method, *(() if method == "scratch" else start))
+        yield Row(method, settings, method)
+
+
+SEEN = (2, 5, 10)
 FIVE = ("maml", "fomaml", "anil", "reptile", "prototypes")
 STRONG = ("maml", "prototypes")
 CHARACTERS = (
@@ -167,11 +189,31 @@ TABLES = {
         1, HEAD, by_episode,
     ),
     "intents": Table(
-        "Intents", "meta/intents", "accuracy, in percent.", (), 1, (), by_task,
+        "Intents", "meta/intents",
+        "accuracy in percent over 5-way episodes of 1 and 5 texts, of the domain that validates "
+        "and of the two unseen ones; means and 95 % intervals over seeds.",
+        (
+            *(Row(each, ("--method", each), each) for each in ("maml", "fomaml", "anil")),
+            Row("prototypes", ("--method", "prototypes"), "prototypes"),
+            Row("fine-tuning, no meta-training", ("--method", "maml"), "maml", untrained=True),
+            Row("linear head over frozen features", ("--method", "anil"), "anil", untrained=True),
+            Row(
+                "nearest class mean of frozen features", ("--method", "prototypes"), "prototypes",
+                untrained=True,
+            ),
+        ),
+        3,
+        (
+            "1 text, validation", "5 texts, validation", "1 text", "5 texts", "wall time", "commit",
+        ),
+        by_task,
     ),
     "continual": Table(
-        "Learning on after meta-training", "meta/continual", "accuracy, in percent.", (), 1, (),
-        by_task,
+        "Learning on after meta-training", "meta/continual",
+        "accuracy in percent over 20, 50 and 100 unseen characters, learned one drawing after "
+        "another, when so many have been seen; means and 95 % intervals over seeds.",
+        tuple(one_after_another()), 3,
+        ("20 classes", "50 classes", "100 classes", "wall time", "commit"), by_classes,
     ),
 }  # fmt: skip
 

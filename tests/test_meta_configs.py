@@ -214,13 +214,19 @@ def test_the_page_has_what_was_run_and_keeps_it(page, tmp_path, monkeypatch):
     scratch = [[4.0] * 9, [3.0] * 9, [5.0] * 9]
     matrix = [[row, [1.2 * good[0], *good[1:]]] for row in scratch]
     finish(page, "sinusoid", "maml", matrix)
+    finish(page, "continual", "oml, meta-training", [[[0.1], [0.9]]] * 3)
+    curve = np.tril(np.full((11, 10), 0.5), -1)  # half of what was seen, none of what was not
+    finish(page, "continual", "oml", [curve.tolist()] * 3)
     counts = page.write_page()
     assert counts == {
-        "sinusoid": (2, 7), "omniglot": (0, 24), "glyphs": (1, 4), "intents": (0, 0),
-        "continual": (0, 0),
+        "sinusoid": (2, 7), "omniglot": (0, 24), "glyphs": (1, 4), "intents": (0, 7),
+        "continual": (2, 9),
     }  # fmt: skip
     expected = f"| {label} | 75.00 ± 1.24 | 25.00 ± 0.62 | 60 s | 01234567 |"
     assert expected in lines_of(page, "glyphs")
+    found = lines_of(page, "continual")
+    assert "| oml, meta-training | - | - | - | 60 s | 01234567 |" in found
+    assert "| oml |" + " 50.00 ± 0.00 |" * 3 + " 60 s | 01234567 |" in found
     found = lines_of(page, "sinusoid")
     assert "| from scratch |" + " 4.000 ± 2.484 |" * 9 + "  |  |" in found
     assert "| 5/1 | 0.591 | 0.709 ± 0.000 | +20 % | differs |" in found
