@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import warnings
@@ -16,13 +17,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jcl import checks
+from jcl import checks, sharding
 from jcl.allocator import keep_freed_memory
 from jcl.errors import InputError
 
 USAGE = """jcl: continual and online learning for language models
 
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
+                    [--mesh data=4,fsdp=2]
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
   jcl memory RUN FILE.npz [--seed N] [--part STATE/PATH]   a run's memory, for another run
@@ -42,7 +44,10 @@ class RunOptions:
         fresh: start again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a task.
         cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
-            out; by default enough for several seeds to occupy every core, 1 for one seed.
+            out; by default as many as the mesh has, else enough for several seeds to occupy every
+            core, 1 for one seed.
+        mesh: how the devices are arranged: data=8 splits batches and memories, data=4,fsdp=2 the
+            params and all that is as large as well, tensor=2 the matmuls; by default all on data.
         deterministic: ask XLA for kernels that give the same bits at every run on a GPU, where it
             has not been tried yet; a CPU gives them anyway.
     """
@@ -52,6 +57,7 @@ class RunOptions:
     fresh: bool = False
     save_minutes: float = 5.0
     cpu_devices: int | None = None
+    mesh: str | None = None
     deterministic: bool = False
 
 
@@ -158,7 +164,7 @@ def _run(arguments: list[str]) -> None:
     )
 
     options = dataclasses.asdict(parsed.options)
-    _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds)
+    _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds, parsed.options.mesh)
     if options.pop("deterministic"):
         _set_deterministic()
 
@@ -195,7 +201,7 @@ def _generate(arguments: list[str]) -> None:
     print("\n\n".join(texts))
 
 
-def _set_cpu_devices(asked: int | None, seeds: int) -> None:
+def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None) -> None:
     """Small matmuls do not fill several cores, but several seeds do, each on a device of its own.
 
     What XLA_FLAGS or JAX's own setting says of the number of devices stays.
@@ -203,6 +209,8 @@ def _set_cpu_devices(asked: int | None, seeds: int) -> None:
     told = "device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
     if asked is None:
         number = enough_devices(seeds, len(os.sched_getaffinity(0)))
+        if mesh is not None:
+            number = math.prod(sharding.read_mesh(mesh).values())
         if told or number == 1:
             return
     else:

@@ -24,7 +24,7 @@ ALLOWED = {
     "probes": set(),
     "models": {"models", "paths"},
     "data": {"data"},
-    "sharding": set(),
+    "sharding": {"paths"},
     "checkpoint": set(),
     "folder": set(),
     "progress": set(),
@@ -39,7 +39,7 @@ ALLOWED = {
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "report", "run",
-        "strategies",
+        "sharding", "strategies",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "models", "probes",
