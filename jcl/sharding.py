@@ -131,7 +131,9 @@ class Placement:
 
     def __init__(self, *batch_sizes: int, seeds: int = 1, mesh: str | None = None):
         devices = jax.devices()
-        sizes = {**dict.fromkeys(AXES, 1), "data": len(devices)} if mesh is None else read_mesh(mesh)
+        sizes = (
+            {**dict.fromkeys(AXES, 1), "data": len(devices)} if mesh is None else read_mesh(mesh)
+        )
         self.mesh = mesh and ",".join(f"{axis}={sizes[axis]}" for axis in AXES if sizes[axis] > 1)
         self.dealt = mesh is None and len(devices) > 1 and seeds % len(devices) == 0
         self._leading = int(seeds > 1)
@@ -244,9 +246,7 @@ class Placement:
         ]
 
     def _specs(self, state: Any) -> Any:
-        params = {
-            name: leaf.shape[self._leading :] for name, leaf in _named(state.params).items()
-        }
+        params = {name: leaf.shape[self._leading :] for name, leaf in _named(state.params).items()}
 
         def spec(path, leaf):
             name, shape = _name(path), leaf.shape[self._leading :]

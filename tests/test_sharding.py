@@ -59,12 +59,11 @@ def bytes_on_one(tree, shardings):
 def test_every_tree_of_the_params_size_falls_as_one_over_fsdp():
     state = abstract(jcl.ewc(1.0), jcl.lwf(1.0), optax.adamw(1e-3), jcl.si(1.0), jcl.packnet(0.5))
     size = bytes_on_one(state.params, Placement().state(state).params)
-    ewc, lwf, adamw, si, packnet = state.strategy
     trees = {
         "params": lambda state: state.params,
         "fisher": lambda state: state.strategy[0].importance,
         "anchor": lambda state: state.strategy[0].anchor,
-        "teacher": lambda state: state.strategy[1].teacher,
+        "teacher": lambda state: state.strategy[1].params,
         "first moment": lambda state: state.strategy[2][0].mu,
         "second moment": lambda state: state.strategy[2][0].nu,
         "importance": lambda state: state.strategy[3].importance,
@@ -74,11 +73,8 @@ def test_every_tree_of_the_params_size_falls_as_one_over_fsdp():
         shardings = Placement(mesh=f"data={8 // fsdp},fsdp={fsdp}").state(state)
         for name, part in trees.items():
             assert bytes_on_one(part(state), part(shardings)) == size / fsdp, (name, fsdp)
-        # Whole in every place that is as large as the params, whatever its type.
-        for leaf, own in zip(
-            jax.tree.leaves(state.strategy), jax.tree.leaves(shardings.strategy), strict=True
-        ):
-            if leaf.ndim:
+        for leaf, own in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+            if leaf.ndim and leaf.dtype != bool:  # PackNet's owners, of another type, as well
                 assert np.prod(own.shard_shape(leaf.shape)) == leaf.size / fsdp, leaf
 
 
@@ -191,7 +187,6 @@ def test_a_run_goes_on_with_another_mesh(finished, tmp_path, capsys):
     assert "mesh was 'data=4,fsdp=2' and is now 'data=2,fsdp=4'" in told.err
     again = json.loads((other / "report.json").read_text())
     np.testing.assert_allclose(again["matrix"], report["matrix"], rtol=1e-5)
-    assert again["matrix"] != [[[0.0]]]
 
 
 def test_a_state_is_made_split_and_stays_so(caplog):
@@ -201,19 +196,21 @@ def test_a_state_is_made_split_and_stays_so(caplog):
     state = program.initial()
     alone = jax.device_get(state.params)
 
-    def held(state, device=jax.devices()[5]):
+    def held(state):
         return sum(
             shard.data.nbytes
             for leaf in jax.tree.leaves((state.params, state.strategy))
             for shard in leaf.addressable_shards
-            if shard.device == device
+            if shard.device == jax.devices()[5]
         )
 
     begun = held(state)
-    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))] * 5
-    memory = state.strategy[0].items
-    assert begun >= sum(sizes) / 2 + sum(leaf.nbytes for leaf in jax.tree.leaves(memory)) / 4
-    assert begun < 1.05 * sum(sizes) / 2
+    params, memory = (
+        sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        for tree in (state.params, state.strategy[0].items)
+    )
+    counters = 8  # the memory's and AdamW's
+    assert begun == 5 * params / 2 + memory / 4 + counters  # params, EWC's two, AdamW's two
     jax.config.update("jax_log_compiles", True)
     try:
         with caplog.at_level(logging.WARNING):
