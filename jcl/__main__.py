@@ -1,4 +1,4 @@
-"""The command line: jcl run, jcl generate, jcl report, jcl memory, jcl list."""
+"""The command line: jcl run, jcl plan, jcl generate, jcl report, jcl memory, jcl list."""
 
 import ast
 import dataclasses
@@ -25,6 +25,7 @@ USAGE = """jcl: continual and online learning for language models
 
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
                     [--mesh data=4,fsdp=2]
+  jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
   jcl memory RUN FILE.npz [--seed N] [--part STATE/PATH]   a run's memory, for another run
@@ -62,6 +63,17 @@ class RunOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """Where to.
+
+    Attributes:
+        mesh: how the devices would be arranged, such as data=64,fsdp=4; at most 2,048 of them.
+    """
+
+    mesh: str
+
+
+@dataclasses.dataclass(frozen=True)
 class GenerateOptions:
     """How to go on with a text.
 
@@ -89,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
         "run": _run,
+        "plan": _plan,
         "generate": _generate,
         "report": _report,
         "memory": _memory,
@@ -152,17 +165,7 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")
     keep_freed_memory()
-    path, rest = Path(arguments[0]), arguments[1:]
-    module = load_config(path)
-    flat: Any = tyro.conf.arg(name="")
-    combined = dataclasses.make_dataclass(
-        "Run",
-        [("config", Annotated[module.Config, flat]), ("options", Annotated[RunOptions, flat])],
-    )
-    parsed = tyro.cli(
-        combined, args=rest, prog=f"jcl run {path}", description=(module.__doc__ or "").strip()
-    )
-
+    path, module, parsed = _parsed("run", arguments, RunOptions)
     options = dataclasses.asdict(parsed.options)
     _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds, parsed.options.mesh)
     if options.pop("deterministic"):
@@ -176,6 +179,33 @@ def _run(arguments: list[str]) -> None:
     report.show([finished], console)
     names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))
     console.print(f"{place}: {names}", soft_wrap=True)
+
+
+def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, ModuleType, Any]:
+    """The config's file and module, and its Config and the command's options as they were given."""
+    path, rest = Path(arguments[0]), arguments[1:]
+    module = load_config(path)
+    flat: Any = tyro.conf.arg(name="")
+    combined = dataclasses.make_dataclass(
+        "Command", [("config", Annotated[module.Config, flat]), ("options", Annotated[options, flat])]
+    )
+    description = (module.__doc__ or "").strip()
+    given = tyro.cli(combined, args=rest, prog=f"jcl {command} {path}", description=description)
+    return path, module, given
+
+
+def _plan(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "name a config file first: jcl plan configs/plan/gpt2_xl.py --mesh data=64,fsdp=4"
+        )
+    path, module, parsed = _parsed("plan", arguments, PlanOptions)
+
+    from jcl import plan
+
+    plan.pretend(parsed.options.mesh)
+    found = plan.plan(module.build, parsed.config, parsed.options.mesh)
+    plan.show(found, f"{path}", _console())
 
 
 def _generate(arguments: list[str]) -> None:

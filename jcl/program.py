@@ -89,6 +89,13 @@ class Program:
             self._batch,
         )
 
+    def lowered_step(self) -> tuple[Any, Any]:
+        """The step on shapes alone, for who asks what it would take, and its abstract batch."""
+        batch = self._abstract_batch()
+        sharding = self._placement.batch(len(self.experiments) > 1)
+        placed = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), batch)
+        return self._step.lower(self.abstract, placed), batch
+
     def initial(self) -> LearnerState:
         """The state before the first step.
 

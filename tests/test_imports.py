@@ -30,6 +30,8 @@ ALLOWED = {
     "progress": set(),
     "report": {"folder", "metrics"},
     "experiment": {"core", "data", "learner", "losses", "models"},
+    "hlo": set(),
+    "plan": {"experiment", "hlo", "learner", "memory", "program", "sharding"},
     "program": {"data", "experiment", "learner", "memory", "sharding"},
     "answer": {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
@@ -38,8 +40,8 @@ ALLOWED = {
         "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "report", "run",
-        "sharding", "strategies",
+        "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "plan", "report",
+        "run", "sharding", "strategies",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "models", "probes",
