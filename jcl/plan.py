@@ -24,7 +24,7 @@ from jcl.learner import learner
 from jcl.program import Program, first_state
 from jcl.sharding import Placement, read_mesh
 
-DEPTHS = (4, 6)
+DEPTHS = (2, 4)
 DEVICES_AT_MOST = 2048  # that one process can pretend to have
 SIZES = (16, 32, 80)  # GB
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jcl import paths
@@ -188,22 +189,32 @@ class Placement:
         return NamedSharding(self._mesh, PartitionSpec(*[None] * leading, BATCH))
 
     def spread(self, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-        """The loss, which splits every batch that it gets, such as a draw from a memory.
+        """The loss, which splits every batch that it gets, such as a draw from a memory, and what
+        the modules of a Flax model make of it.
 
         A draw is the same on every device until something splits it, and then every device would
-        compute the loss of all of it.
+        compute the loss of all of it. Between a module's params and its inputs, both split, the
+        compiler would often choose to move the inputs.
         """
         mesh = self._mesh
-        if mesh is None or self.dealt:
+        if mesh is None or self.dealt or self._ways == 1:
             return loss_fn
 
         def split(leaf):
             if not leaf.ndim or leaf.shape[0] % self._ways:
                 return leaf
-            return jax.lax.with_sharding_constraint(leaf, self.batch())
+            free = [PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1)
+            place = NamedSharding(mesh, PartitionSpec(BATCH, *free))
+            return jax.lax.with_sharding_constraint(leaf, place)
+
+        def intercept(function, inputs, options, _):
+            return jax.tree.map(split, function(*inputs, **options))
 
         def spread(params, batch, key):
-            return loss_fn(params, jax.tree.map(split, batch), key)
+            if jax.tree.leaves(batch)[0].shape[0] % self._ways:
+                return loss_fn(params, batch, key)
+            with nn.intercept_methods(intercept):
+                return loss_fn(params, jax.tree.map(split, batch), key)
 
         return spread
 
