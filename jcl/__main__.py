@@ -187,7 +187,8 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
     module = load_config(path)
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(
-        "Command", [("config", Annotated[module.Config, flat]), ("options", Annotated[options, flat])]
+        "Command",
+        [("config", Annotated[module.Config, flat]), ("options", Annotated[options, flat])],
     )
     description = (module.__doc__ or "").strip()
     given = tyro.cli(combined, args=rest, prog=f"jcl {command} {path}", description=description)

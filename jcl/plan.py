@@ -28,8 +28,12 @@ DEPTHS = (2, 4)
 DEVICES_AT_MOST = 2048  # that one process can pretend to have
 SIZES = (16, 32, 80)  # GB
 
-# Nothing is run: neither fast code nor concurrency, which costs memory, is worth its compiling.
+# Nothing is run: neither fast code nor concurrency, which costs memory, is worth its compiling. Two
+# passes of the CPU are left out, since they make arrays live longer than elsewhere: one moves what a
+# block with remat computes again to where it was first computed, one gathers all gradients for one
+# all-reduce.
 FLAGS = (
+    "--xla_disable_hlo_passes=cse_barrier_expander,cpu-all-reduce-combiner",
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
@@ -50,7 +54,8 @@ class Plan(NamedTuple):
         optimizer: what optax's transformations keep.
         strategy: what strategies keep beside memories.
         memory: examples kept, and rings of the last batches.
-        temporaries: what else stands at once at the peak: activations, gradients, gathered params.
+        temporaries: what else stands at once at the peak: activations, gradients, gathered params;
+            as a CPU orders the work, which is an upper bound.
         flops: of matmuls.
         collectives: {kind: bytes}, see `jcl.hlo.Work`.
     """

@@ -23,7 +23,7 @@ class Config:
     length: int = 1024
     batch_size: int = 1024
     memory: int = 65536
-    head_positions: int = 256  # of each text, whose logits stand in memory at once
+    head_positions: int = 512  # of each text, whose logits stand in memory at once
     seed: int = 0
 
 

@@ -22,7 +22,7 @@ class Config:
     length: int = 4096
     batch_size: int = 256
     memory: int = 16384
-    head_positions: int = 256  # of each text, whose logits stand in memory at once
+    head_positions: int = 2048  # of each text, whose logits stand in memory at once
     seed: int = 0
 
 
