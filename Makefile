@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce text bench bench-attention bench-models bench-strategies clean
+.PHONY: demo test test-fast check parity claims reproduce text bench bench-attention bench-models bench-strategies scaling clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -64,6 +64,10 @@ bench-models: .venv/bench
 
 bench-strategies: .venv/bench .venv-avalanche/made
 	$(BIN)/python benchmarks/strategies.py
+
+# The tables of docs/scaling.md; goes on where it was stopped.
+scaling: .venv/demo
+	$(BIN)/python benchmarks/scaling.py
 
 # The peer's own environment: Avalanche and a CPU build of PyTorch.
 .venv-avalanche/made:

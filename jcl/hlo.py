@@ -119,7 +119,9 @@ def _bytes(type_: str) -> int:
 def _dot(each: _Instruction, left: str) -> float:
     result, operand = _ARRAY.search(each.type), _ARRAY.search(left)
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", each.rest)
-    assert result and operand and contracted
+    assert result is not None
+    assert operand is not None
+    assert contracted is not None
     axes = [int(axis) for axis in contracted[1].split(",") if axis]
     return 2.0 * math.prod(_shape(result)) * math.prod(_shape(operand)[axis] for axis in axes)
 

@@ -29,9 +29,9 @@ DEVICES_AT_MOST = 2048  # that one process can pretend to have
 SIZES = (16, 32, 80)  # GB
 
 # Nothing is run: neither fast code nor concurrency, which costs memory, is worth its compiling. Two
-# passes of the CPU are left out, since they make arrays live longer than elsewhere: one moves what a
-# block with remat computes again to where it was first computed, one gathers all gradients for one
-# all-reduce.
+# passes of the CPU are left out, since they make arrays live longer than elsewhere: one lets what a
+# block with remat computes again move to where it was first computed, one gathers all gradients for
+# one all-reduce.
 FLAGS = (
     "--xla_disable_hlo_passes=cse_barrier_expander,cpu-all-reduce-combiner",
     "--xla_backend_optimization_level=0",

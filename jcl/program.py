@@ -49,7 +49,7 @@ class Program:
         self._learner = learner(
             self._placement.spread(first.loss_fn),
             first.strategy,
-            measure=first.measure.function,
+            measure=self._placement.spread(first.measure.function),
         )
         functions = self._learner
         if first.device_data:

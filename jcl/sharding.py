@@ -188,17 +188,21 @@ class Placement:
             return NamedSharding(self._mesh, PartitionSpec("seeds"))
         return NamedSharding(self._mesh, PartitionSpec(*[None] * leading, BATCH))
 
-    def spread(self, loss_fn: Callable[..., Any]) -> Callable[..., Any]:
-        """The loss, which splits every batch that it gets, such as a draw from a memory, and what
+    def spread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A loss or measure that splits every batch it gets, such as a draw from a memory, and what
         the modules of a Flax model make of it.
 
         A draw is the same on every device until something splits it, and then every device would
         compute the loss of all of it. Between a module's params and its inputs, both split, the
         compiler would often choose to move the inputs.
+
+        Args:
+            function: (params, batch, ...) -> anything; a batch that the devices do not divide, such
+                as one example, is left alone.
         """
         mesh = self._mesh
         if mesh is None or self.dealt or self._ways == 1:
-            return loss_fn
+            return function
 
         def split(leaf):
             if not leaf.ndim or leaf.shape[0] % self._ways:
@@ -207,14 +211,14 @@ class Placement:
             place = NamedSharding(mesh, PartitionSpec(BATCH, *free))
             return jax.lax.with_sharding_constraint(leaf, place)
 
-        def intercept(function, inputs, options, _):
-            return jax.tree.map(split, function(*inputs, **options))
+        def intercept(method, inputs, options, _):
+            return jax.tree.map(split, method(*inputs, **options))
 
-        def spread(params, batch, key):
+        def spread(params, batch, *key):
             if jax.tree.leaves(batch)[0].shape[0] % self._ways:
-                return loss_fn(params, batch, key)
+                return function(params, batch, *key)
             with nn.intercept_methods(intercept):
-                return loss_fn(params, jax.tree.map(split, batch), key)
+                return function(params, jax.tree.map(split, batch), *key)
 
         return spread
 

@@ -233,3 +233,33 @@ def test_a_state_is_made_split_and_stays_so(caplog):
     key_params, _ = jax.random.split(jax.random.key(config.seed))
     expected = module.model(config.width).init(key_params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), alone, expected)
+
+
+def test_a_gpt2_over_all_three_axes_equals_one_device():
+    model = jcl.models.gpt2(jcl.models.GPT2Config(32, positions=8, width=16, layers=1, heads=2))
+    draw = np.random.default_rng(0)
+    batches = [
+        {name: draw.integers(0, 32, (8, 8), np.int32) for name in ("inputs", "targets")}
+        for _ in range(3)
+    ]
+    placement = Placement(8, mesh="data=2,fsdp=2,tensor=2")
+    ends = []
+    for spread in (False, True):
+        loss_fn = jcl.losses.causal_lm(model, chunk=32)
+        loss_fn = placement.spread(loss_fn) if spread else loss_fn
+        strategy = jcl.chain(jcl.replay(16, size=8), jcl.ewc(1.0), optax.adamw(1e-2))
+        learner = jcl.learner(loss_fn, strategy)
+        state = learner.init(jax.random.key(0), model.init(jax.random.key(1)), batches[0])
+        place = batch_place = None
+        if spread:
+            place, batch_place = placement.state(state), placement.batch()
+            state = jax.device_put(state, place)
+        step = jax.jit(learner.step, out_shardings=place and (place, None))
+        consolidate = jax.jit(learner.consolidate, out_shardings=place)
+        losses = []
+        for batch in batches:
+            state, metrics = step(state, jax.device_put(batch, batch_place))
+            losses.append(float(metrics["total"]))
+        state = consolidate(state, jcl.data.stack(batches[:2]))
+        ends.append((losses, jax.device_get((state.params, state.strategy))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *ends)

@@ -1,7 +1,7 @@
-"""A Llama of 8 billion params, in the shape of Llama 3's, to plan for: LoRA with replay, or full fine-tuning with EWC.
+"""A Llama of 8 billion params, to plan for: LoRA with replay, or full fine-tuning with EWC.
 
-Made for `jcl plan`, which compiles a step and runs nothing: the texts are zeros. The figures are in
-docs/scaling.md.
+The shape is that of Llama 3's 8B. Made for `jcl plan`, which compiles a step and runs nothing: the
+texts are zeros. The figures are in docs/scaling.md.
 
 Command:  jcl plan configs/plan/llama_8b.py --mesh data=64,fsdp=4 --method full_ewc
 """
