@@ -90,7 +90,7 @@ def table(rows):
     ]
     lines.append(["all, GB", *(f"{total / 1e9:,.2f}" for total in totals)])
     fits = [[size for size in (16, 32, 80) if total <= size * 1e9] for total in totals]
-    lines.append(["fits in, GB", *(str(sizes[0]) if sizes else "none of 80" for sizes in fits)])
+    lines.append(["fits in, GB", *(str(sizes[0]) if sizes else "none" for sizes in fits)])
     lines.append(["matmuls, TFLOP a step", *(f"{plan['flops'] / 1e12:,.1f}" for plan in plans)])
     expected = [6 * plan["parameters"] * plan["tokens"] / plan["devices"] for plan in plans]
     lines.append(["6 x params x tokens, TFLOP", *(f"{number / 1e12:,.1f}" for number in expected)])
