@@ -41,6 +41,10 @@ FLAGS = (
 )
 
 
+# Bytes of temporaries, FLOPs, bytes of collectives by kind, and the abstract batch.
+Compiled = tuple[float, float, dict[str, float], Any]
+
+
 class Plan(NamedTuple):
     """Of one device, in bytes and in one step, unless it says otherwise.
 
@@ -98,22 +102,15 @@ def plan(build: Callable[[Any], Experiment], config: Any, mesh: str) -> Plan:
         InputError: the mesh or the experiment cannot be used.
     """
     experiment = build(config)
-    layers = getattr(config, "layers", None)
-    extended = isinstance(layers, int) and layers > max(DEPTHS)
-    depths = DEPTHS if extended else ()
-    shallow = [build(dataclasses.replace(config, layers=depth)) for depth in depths]
-    found = [_compiled(each, mesh) for each in shallow or [experiment]]
-    temporaries, flops, collectives, batch = found[0]
-    if extended:
-        steps = (layers - depths[0]) / (depths[1] - depths[0])
-
-        def extend(low, high):
-            return low + steps * (high - low)
-
-        temporaries, flops = (extend(found[0][part], found[1][part]) for part in range(2))
-        collectives = {
-            kind: extend(size, found[1][2].get(kind, size)) for kind, size in collectives.items()
-        }
+    layers, depths = getattr(config, "layers", None), ()
+    if isinstance(layers, int) and layers > max(DEPTHS):
+        depths = DEPTHS
+        low, high = (build(dataclasses.replace(config, layers=depth)) for depth in DEPTHS)
+        temporaries, flops, collectives, batch = _extended(
+            _compiled(low, mesh), _compiled(high, mesh), layers
+        )
+    else:
+        temporaries, flops, collectives, batch = _compiled(experiment, mesh)
     functions = learner(experiment.loss_fn, experiment.strategy)
     with memory.shapes_alone():
         state = jax.eval_shape(lambda: first_state(experiment, functions, batch))
@@ -201,14 +198,25 @@ def show(plan: Plan, title: str, console: Console) -> None:
     console.print(f"{plan.parameters:,} params, {plan.tokens:,} tokens a batch. {how}")
 
 
-def _compiled(experiment: Experiment, mesh: str) -> tuple[float, float, dict[str, float], Any]:
-    """Bytes of temporaries, FLOPs, bytes of collectives, and the abstract batch."""
+def _compiled(experiment: Experiment, mesh: str) -> Compiled:
     program = Program([dataclasses.replace(experiment, device_data=False)], mesh)
     lowered, batch = program.lowered_step()
     compiled = lowered.compile()
     told, done = compiled.memory_analysis(), hlo.work(compiled.as_text())
     assert told is not None
     return told.temp_size_in_bytes, done.flops, done.collectives, batch
+
+
+def _extended(low: Compiled, high: Compiled, layers: int) -> Compiled:
+    """The line through what was compiled at both depths, at so many layers."""
+    steps = (layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+
+    def at(low, high):
+        return max(0.0, low + steps * (high - low))
+
+    kinds = sorted({*low[2], *high[2]})
+    collectives = {kind: at(low[2].get(kind, 0.0), high[2].get(kind, 0.0)) for kind in kinds}
+    return at(low[0], high[0]), at(low[1], high[1]), collectives, low[3]
 
 
 def _parts(sizes: Any, state: Any) -> tuple[int, int, int]:
