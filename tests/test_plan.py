@@ -114,10 +114,11 @@ def build(config):
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices: a CPU passes for them")
-def test_a_plan_against_the_whole_program():
-    found = plan.plan(build, Config(), MESH)
-    assert found.compiled == plan.DEPTHS
-    compiled = Program([build(Config())], MESH).lowered_step()[0].compile()
+def test_a_plan_against_the_whole_program(monkeypatch):
+    monkeypatch.setattr(plan, "DEPTHS", (1, 2))
+    found = plan.plan(build, Config(layers=4), MESH)
+    assert found.compiled == (1, 2)
+    compiled = Program([build(Config(layers=4))], MESH).lowered_step()[0].compile()
     told, done = compiled.memory_analysis(), hlo.work(compiled.as_text())
     batch, key, counters = 2 * (16 * 16 * 4) // 8, 8, 3 * 4
     state = found.params + found.optimizer + found.strategy + found.memory
@@ -129,8 +130,8 @@ def test_a_plan_against_the_whole_program():
     for kind, size in done.collectives.items():
         np.testing.assert_allclose(found.collectives[kind], size, rtol=0.01)
     np.testing.assert_allclose(found.temporaries, told.temp_size_in_bytes, rtol=0.05)
-    # 8 for 6, since remat runs the forward pass again, and attention's own products.
-    assert 8 / 6 < found.flops / found.expected_flops < 2.0
+    # 8 for 6, since remat runs the forward pass again, but for the last product of a block.
+    assert 7 / 6 < found.flops / found.expected_flops < 8 / 6
 
 
 def test_a_shallow_model_is_compiled_itself(monkeypatch):
