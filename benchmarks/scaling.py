@@ -50,8 +50,8 @@ How to read them:
   TPU's compiler need not.
 - Matmuls count loops as often as they run. Beside them stands 6 x params x tokens of the batch, a
   device's share. Full fine-tuning lies above it by the forward pass that remat repeats (nearly 8
-  in place of 6) and by attention; LoRA has no gradients of frozen weights (6 in place of 8 with remat), on
-  twice the tokens.
+  in place of 6) and by attention; LoRA has no gradients of frozen weights (6 in place of 8 with
+  remat), on twice the tokens.
 - Of a collective the larger of what goes in and what comes out counts. A CPU gathers bfloat16
   weights as float32, twice what they need, and sums a gradient in full before each device takes its
   part of it, where a GPU or TPU would reduce-scatter.

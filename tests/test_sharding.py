@@ -119,6 +119,18 @@ def test_lora_and_the_ring_of_last_batches():
     assert found["strategy/0/ring/inputs"] == PartitionSpec(None, ("data", "fsdp"))
 
 
+def test_the_axis_of_seeds_is_split_over_nothing():
+    one = abstract(jcl.replay(24, size=8), optax.adamw(1e-3))
+    own = jax.tree.map(lambda leaf: leaf.update(shape=(8, *leaf.shape)), one[:3])
+    state = one._replace(params=own[0], strategy=own[1], key=own[2])
+    shardings = Placement(seeds=8, mesh="data=4,fsdp=2").state(state)
+    kernel = shardings.strategy[1][0].mu["h_0"]["mlp"]["c_fc"]["kernel"]
+    assert kernel.spec == PartitionSpec(None, None, "fsdp")
+    assert shardings.strategy[0].items["inputs"].spec == PartitionSpec(None, "data")
+    assert shardings.step.spec == PartitionSpec()
+    assert not any(shardings.key.spec)
+
+
 def test_what_a_mesh_does_not_divide_is_whole_and_named():
     model = jcl.models.gpt2(jcl.models.GPT2Config(61, positions=16, width=36, layers=1, heads=4))
     state = abstract(jcl.replay(25, size=8), optax.adamw(1e-3), model=model)
