@@ -45,9 +45,9 @@ How to read them:
 - Temporaries, matmuls and collectives are those of programs of {low} and {high} layers, extended in
   a straight line to the model's depth: its blocks are alike, and each adds the same
   (`tests/test_plan.py` compares the line with a deeper program).
-- Temporaries are what the CPU's order of work needs. They are an upper bound: a CPU computes
-  bfloat16 in float32, holds attention's weights in full and puts weight gradients off; a GPU's or
-  TPU's compiler need not.
+- Temporaries are what the CPU's program and its order of work need, most likely more than a GPU's
+  or TPU's: it computes bfloat16 in float32, holds attention's weights in full, and sums most weight
+  gradients at the end of the step. What does not fit here may fit there.
 - Matmuls count loops as often as they run. Beside them stands 6 x params x tokens of the batch, a
   device's share. Full fine-tuning lies above it by the forward pass that remat repeats (nearly 8
   in place of 6) and by attention; LoRA has no gradients of frozen weights (6 in place of 8 with

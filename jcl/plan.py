@@ -59,7 +59,7 @@ class Plan(NamedTuple):
         strategy: what strategies keep beside memories.
         memory: examples kept, and rings of the last batches.
         temporaries: what else stands at once at the peak: activations, gradients, gathered params;
-            as a CPU orders the work, which is an upper bound.
+            as a CPU orders the work, most likely more than on a GPU or TPU.
         flops: of matmuls.
         collectives: {kind: bytes}, see `jcl.hlo.Work`.
     """
