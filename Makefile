@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-fast check parity claims reproduce text meta bench bench-attention \
-	bench-generation bench-meta bench-models bench-strategies clean
+	bench-generation bench-meta bench-models bench-strategies scaling clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -72,6 +72,10 @@ bench-models: .venv/bench
 
 bench-strategies: .venv/bench .venv-avalanche/made
 	$(BIN)/python benchmarks/strategies.py
+
+# The tables of docs/scaling.md; goes on where it was stopped.
+scaling: .venv/demo
+	$(BIN)/python benchmarks/scaling.py
 
 # The peer's own environment: Avalanche and a CPU build of PyTorch.
 .venv-avalanche/made:

@@ -1,9 +1,10 @@
-"""The command line: jcl run, jcl generate, jcl report, jcl memory, jcl list."""
+"""The command line: jcl run, jcl plan, jcl generate, jcl report, jcl memory, jcl list."""
 
 import ast
 import dataclasses
 import importlib.util
 import inspect
+import math
 import os
 import sys
 import warnings
@@ -16,13 +17,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jcl import checks
+from jcl import checks, sharding
 from jcl.allocator import keep_freed_memory
 from jcl.errors import InputError
 
 USAGE = """jcl: continual and online learning for language models
 
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
+                    [--mesh data=4,fsdp=2]
+  jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
   jcl memory RUN FILE.npz [--seed N] [--part STATE/PATH]   a run's memory, for another run
@@ -42,7 +45,10 @@ class RunOptions:
         fresh: start again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a task.
         cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
-            out; by default enough for several seeds to occupy every core, 1 for one seed.
+            out; by default as many as the mesh has, else enough for several seeds to occupy every
+            core, 1 for one seed.
+        mesh: how the devices are arranged: data=8 splits batches and memories, data=4,fsdp=2 the
+            params and all that is as large as well, tensor=2 the matmuls; by default all on data.
         deterministic: ask XLA for kernels that give the same bits at every run on a GPU, where it
             has not been tried yet; a CPU gives them anyway.
     """
@@ -52,7 +58,19 @@ class RunOptions:
     fresh: bool = False
     save_minutes: float = 5.0
     cpu_devices: int | None = None
+    mesh: str | None = None
     deterministic: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanOptions:
+    """Where to.
+
+    Attributes:
+        mesh: how the devices would be arranged, such as data=64,fsdp=4; at most 2,048 of them.
+    """
+
+    mesh: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
         "run": _run,
+        "plan": _plan,
         "generate": _generate,
         "report": _report,
         "memory": _memory,
@@ -146,19 +165,9 @@ def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")
     keep_freed_memory()
-    path, rest = Path(arguments[0]), arguments[1:]
-    module = load_config(path)
-    flat: Any = tyro.conf.arg(name="")
-    combined = dataclasses.make_dataclass(
-        "Run",
-        [("config", Annotated[module.Config, flat]), ("options", Annotated[RunOptions, flat])],
-    )
-    parsed = tyro.cli(
-        combined, args=rest, prog=f"jcl run {path}", description=(module.__doc__ or "").strip()
-    )
-
+    path, module, parsed = _parsed("run", arguments, RunOptions)
     options = dataclasses.asdict(parsed.options)
-    _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds)
+    _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds, parsed.options.mesh)
     if options.pop("deterministic"):
         _set_deterministic()
 
@@ -170,6 +179,34 @@ def _run(arguments: list[str]) -> None:
     report.show([finished], console)
     names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))
     console.print(f"{place}: {names}", soft_wrap=True)
+
+
+def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, ModuleType, Any]:
+    """The config's file and module, and its Config and the command's options as they were given."""
+    path, rest = Path(arguments[0]), arguments[1:]
+    module = load_config(path)
+    flat: Any = tyro.conf.arg(name="")
+    combined = dataclasses.make_dataclass(
+        "Command",
+        [("config", Annotated[module.Config, flat]), ("options", Annotated[options, flat])],
+    )
+    description = (module.__doc__ or "").strip()
+    given = tyro.cli(combined, args=rest, prog=f"jcl {command} {path}", description=description)
+    return path, module, given
+
+
+def _plan(arguments: list[str]) -> None:
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "name a config file first: jcl plan configs/plan/gpt2_xl.py --mesh data=64,fsdp=4"
+        )
+    path, module, parsed = _parsed("plan", arguments, PlanOptions)
+
+    from jcl import plan
+
+    plan.pretend(parsed.options.mesh)
+    found = plan.plan(module.build, parsed.config, parsed.options.mesh)
+    plan.show(found, f"{path}", _console())
 
 
 def _generate(arguments: list[str]) -> None:
@@ -195,7 +232,7 @@ def _generate(arguments: list[str]) -> None:
     print("\n\n".join(texts))
 
 
-def _set_cpu_devices(asked: int | None, seeds: int) -> None:
+def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None) -> None:
     """Small matmuls do not fill several cores, but several seeds do, each on a device of its own.
 
     What XLA_FLAGS or JAX's own setting says of the number of devices stays.
@@ -203,6 +240,8 @@ def _set_cpu_devices(asked: int | None, seeds: int) -> None:
     told = "device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
     if asked is None:
         number = enough_devices(seeds, len(os.sched_getaffinity(0)))
+        if mesh is not None:
+            number = math.prod(sharding.read_mesh(mesh).values())
         if told or number == 1:
             return
     else:

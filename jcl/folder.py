@@ -29,7 +29,7 @@ from jcl.errors import InputError, SaveError
 SCHEMA = 1
 PACKAGES = ("jcl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 IDENTITY = ("name", "config", "config_hash", "data", "seeds")
-MACHINE = ("versions", "devices", "threads", "flags")
+MACHINE = ("versions", "devices", "mesh", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
 CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
 
@@ -42,6 +42,7 @@ def describe(
     hashes: dict[str, str],
     seeds: list[int],
     known: dict[str, Any],
+    mesh: str | None = None,
 ) -> dict[str, Any]:
     """What config.json holds: the identity of the run, the machine that began it, and what is
     known of its numbers (classes, vocabulary, tokens of a text), for who reads them later."""
@@ -62,6 +63,7 @@ def describe(
             "kind": devices[0].device_kind,
             "count": len(devices),
         },
+        "mesh": mesh,
         "threads": len(os.sched_getaffinity(0)),
         "flags": {
             name: value

@@ -35,7 +35,7 @@ class Call(NamedTuple):
 class Program:
     """The compiled functions of a run, and the batches and states they work on."""
 
-    def __init__(self, experiments: list[Experiment]):
+    def __init__(self, experiments: list[Experiment], mesh: str | None = None):
         self.experiments = experiments
         first = experiments[0]
         self._batch = _check_all(experiments)
@@ -43,8 +43,14 @@ class Program:
             first.batch_size,
             first.evaluation_batch_size or first.batch_size,
             seeds=len(experiments),
+            mesh=mesh,
         )
-        self._learner = learner(first.loss_fn, first.strategy, measure=first.measure.function)
+        self.mesh = self._placement.mesh
+        self._learner = learner(
+            self._placement.spread(first.loss_fn),
+            first.strategy,
+            measure=self._placement.spread(first.measure.function),
+        )
         functions = self._learner
         if first.device_data:
             functions = functions._replace(
@@ -61,6 +67,7 @@ class Program:
             shapes,
             place,
         )
+        self.whole = self._placement.whole(shapes)
         self.traces = collections.Counter()  # of each compiled function
         self._step = self._compiled("step", functions.step, (place, None))
         self.consolidate = self._compiled("consolidate", functions.consolidate, place)
@@ -81,6 +88,13 @@ class Program:
             lambda leaf: jax.ShapeDtypeStruct((*seeds, *leading, *leaf.shape), leaf.dtype),
             self._batch,
         )
+
+    def lowered_step(self) -> tuple[Any, Any]:
+        """The step on shapes alone, for who asks what it would take, and its abstract batch."""
+        batch = self._abstract_batch()
+        sharding = self._placement.batch(len(self.experiments) > 1)
+        placed = jax.tree.map(lambda leaf: leaf.update(sharding=sharding), batch)
+        return self._step.lower(self.abstract, placed), batch
 
     def initial(self) -> LearnerState:
         """The state before the first step.

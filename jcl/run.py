@@ -58,6 +58,7 @@ def run(
     out: Path | None = None,
     fresh: bool = False,
     save_minutes: float = 5.0,
+    mesh: str | None = None,
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
@@ -70,6 +71,7 @@ def run(
         out: the run folder; by default runs/<config>/<name of the experiment>.
         fresh: starts again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a stage.
+        mesh: how the devices are arranged, such as "data=4,fsdp=2"; see `jcl.sharding`.
         console: where progress is shown.
 
     Returns:
@@ -84,6 +86,7 @@ def run(
     experiments = _build(build, config, seeds)
     first = experiments[0]
     path = Path(out) if out else Path("runs") / config_file.stem / first.name
+    program = Program(experiments, mesh)
     description = folder.describe(
         name=first.name,
         config=dataclasses.asdict(config),
@@ -91,8 +94,8 @@ def run(
         hashes={task.name: task.hash for task in first.stream.tasks},
         seeds=[experiment.seed for experiment in experiments],
         known=known(first),
+        mesh=program.mesh,
     )
-    program = Program(experiments)
     with folder.opened(path, description, fresh=fresh):
         with contextlib.suppress(InputError):  # a damaged report is made again
             finished = report.read(path)
@@ -159,6 +162,12 @@ def _train(
             progress.say(f"{path}: going on from {at}")
         else:
             progress.say(f"{path}: {sum(lengths)} steps, seeds {description['seeds']}")
+            if program.whole:
+                shown = ", ".join(program.whole[:3]) + (", ..." if program.whole[3:] else "")
+                progress.say(
+                    f"{len(program.whole)} arrays that the mesh does not divide are whole on every "
+                    f"device: {shown}"
+                )
             if "length" in (texts := description["known"]):
                 progress.say(
                     f"texts of {texts['length']} tokens, the longest had {texts['longest']}; "

@@ -1,53 +1,179 @@
 """Where arrays live: a mesh over the devices at hand, and the shardings of state and batches.
 
-Nothing here knows of strategies. Of one replica the state is on every device and batches are split
-along their batch axis; several replicas are dealt out over the devices where their number allows,
-each with its state and batches. On one device everything is the default placement.
+Nothing here knows of strategies. The axes of a mesh are
+
+data    batches and memories are split over it;
+fsdp    batches as well, and every params-sized tree of the state;
+tensor  the matmuls of a block, by columns and then by rows (Shoeybi et al. 2019, section 3).
+
+Which leaf is split where, the ordered rules say: `PARAMS` by the path of a parameter, which every
+tree follows that repeats the params' paths (moments, importances, anchors, teachers), and `REST` by
+the path of whatever else the state holds. Several replicas, where no mesh is asked for, are dealt
+out over the devices if their number allows, each with its state and batches. On one device
+everything is the default placement.
 """
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from jcl import paths
 from jcl.errors import InputError
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+
+Shape = tuple[int, ...]
+Sizes = Mapping[str, int]
+Split = Callable[[Shape, Sizes], PartitionSpec]
+
+
+class Rule(NamedTuple):
+    """How the leaves are split whose path is the first to match.
+
+    Attributes:
+        where: patterns of paths, such as "*/c_fc/kernel".
+        split: (shape, {axis of the mesh: devices along it}) -> which axes are split over which.
+    """
+
+    where: tuple[str, ...]
+    split: Split
+
+
+def _fully(along: int | None = None) -> Split:
+    """Over tensor along the given axis, and over fsdp along the longest other that it divides."""
+
+    def split(shape, sizes):
+        spec: list[str | None] = [None] * len(shape)
+        if along is not None and shape[along] % sizes["tensor"] == 0:
+            spec[along] = "tensor"
+        free = [
+            axis
+            for axis, length in enumerate(shape)
+            if length % sizes["fsdp"] == 0 and (spec[axis] is None or sizes["tensor"] == 1)
+        ]
+        if free and sizes["fsdp"] > 1:
+            spec[max(free, key=lambda axis: (shape[axis], axis))] = "fsdp"
+        return PartitionSpec(*spec)
+
+    return split
+
+
+def _along(axis: int, over: str | tuple[str, ...]) -> Split:
+    """One axis over axes of the mesh, where they divide it."""
+    names = (over,) if isinstance(over, str) else over
+
+    def split(shape, sizes):
+        if len(shape) <= axis or shape[axis] % math.prod(sizes[name] for name in names):
+            return PartitionSpec()
+        return PartitionSpec(*[None] * axis, over)
+
+    return split
+
+
+_COLUMNS = (
+    "c_attn", "c_fc", "[qkv]_proj", "gate_proj", "up_proj", "query", "key", "value", "intermediate",
+)  # fmt: skip
+_ROWS = ("c_proj", "o_proj", "down_proj", "output")
+
+PARAMS = (
+    Rule(tuple(f"*/{name}/kernel" for name in _COLUMNS), _fully(along=1)),
+    Rule(tuple(f"*/{name}/bias" for name in _COLUMNS), _fully(along=0)),
+    Rule(tuple(f"*/{name}/kernel" for name in _ROWS), _fully(along=0)),
+    Rule(("*",), _fully()),
+)
+REST = (
+    Rule(("*/items/*",), _along(0, "data")),  # a memory's slots
+    Rule(("*/ring/*",), _along(1, BATCH)),  # the last batches
+    Rule(("*",), lambda shape, sizes: PartitionSpec()),
+)
+
+
+def read_mesh(text: str) -> dict[str, int]:
+    """The devices along each axis of a mesh, all axes named, in their order.
+
+    Raises:
+        InputError: an axis is unknown or named twice, or its length no whole number.
+
+    >>> read_mesh("fsdp=2,data=4")
+    {'data': 4, 'fsdp': 2, 'tensor': 1}
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, number = part.strip().partition("=")
+        if name not in AXES or name in sizes or not number.isdecimal() or int(number) < 1:
+            raise InputError(
+                f"--mesh {text}: {part.strip()!r} is no axis of a mesh. Give each of "
+                f"{', '.join(AXES)} at most once with its devices, as in --mesh data=4,fsdp=2."
+            )
+        sizes[name] = int(number)
+    return {name: sizes.get(name, 1) for name in AXES}
 
 
 class Placement:
     """The shardings of one run.
 
+    Args:
+        batch_sizes: of training and evaluation.
+        seeds: replicas in one program.
+        mesh: such as "data=4,fsdp=2"; by default all devices are on data, or seeds dealt out.
+
     Attributes:
         dealt: whether every device has seeds of its own.
+        mesh: what was asked for, the axes in their order; None where nothing was.
+
+    Raises:
+        InputError: the mesh is not of as many devices as there are, or cannot split a batch.
     """
 
-    def __init__(self, *batch_sizes: int, seeds: int = 1):
+    def __init__(self, *batch_sizes: int, seeds: int = 1, mesh: str | None = None):
         devices = jax.devices()
-        self.dealt = len(devices) > 1 and seeds % len(devices) == 0
+        sizes = (
+            {**dict.fromkeys(AXES, 1), "data": len(devices)} if mesh is None else read_mesh(mesh)
+        )
+        self.mesh = mesh and ",".join(f"{axis}={sizes[axis]}" for axis in AXES if sizes[axis] > 1)
+        self.dealt = mesh is None and len(devices) > 1 and seeds % len(devices) == 0
+        self._leading = int(seeds > 1)
+        self._sizes = sizes
+        self._ways = math.prod(sizes[axis] for axis in BATCH)
+        product = math.prod(sizes.values())
+        if product != len(devices):
+            raise InputError(
+                f"--mesh {mesh} is of {product} devices and there are {len(devices)}: choose axes "
+                f"whose product is {len(devices)}, or let the process see {product} (on a CPU, "
+                f"--cpu-devices {product})."
+            )
         for size in batch_sizes:
-            if not self.dealt and size % len(devices):
+            if not self.dealt and size % self._ways:
                 raise InputError(
-                    f"A batch of {size} cannot be split over {len(devices)} devices: choose a "
-                    f"multiple of {len(devices)}, or let the process see fewer devices."
+                    f"A batch of {size} cannot be split over {self._ways} devices: choose a "
+                    f"multiple of {self._ways}, or let the process see fewer devices"
+                    + (", or a mesh with less data and fsdp." if mesh else ".")
                 )
         if len(devices) == 1:
             self._mesh = None
             self._everywhere: Any = SingleDeviceSharding(devices[0])
         else:
+            names = {"seeds": len(devices)} if self.dealt else sizes
             self._mesh = jax.make_mesh(
-                (len(devices),),
-                ("seeds" if self.dealt else "data",),
-                axis_types=(AxisType.Auto,),
+                tuple(names.values()),
+                tuple(names),
+                axis_types=(AxisType.Auto,) * len(names),
                 devices=devices,
             )
             self._everywhere = NamedSharding(self._mesh, PartitionSpec())
 
-    def state(self, tree: Any) -> Any:
-        """The shardings of a state's leaves, or of what was computed from it."""
-        if self._mesh is None or not self.dealt:
-            return jax.tree.map(lambda leaf: self._everywhere, tree)
+    def state(self, state: Any) -> Any:
+        """The shardings of the leaves of a learner's state."""
         mesh = self._mesh
-        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), _by_seed(tree))
+        if mesh is None:
+            return jax.tree.map(lambda leaf: self._everywhere, state)
+        specs = _by_seed(state) if self.dealt else self._specs(state)
+        return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
 
     def batch(self, leading: int = 0, *, whole: bool = False) -> Any:
         """The sharding of a batch whose batch axis stands behind `leading` others.
@@ -60,7 +186,41 @@ class Placement:
             return self._everywhere
         if self.dealt:
             return NamedSharding(self._mesh, PartitionSpec("seeds"))
-        return NamedSharding(self._mesh, PartitionSpec(*[None] * leading, "data"))
+        return NamedSharding(self._mesh, PartitionSpec(*[None] * leading, BATCH))
+
+    def spread(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A loss or measure that splits every batch it gets, such as a draw from a memory, and what
+        the modules of a Flax model make of it.
+
+        A draw is the same on every device until something splits it, and then every device would
+        compute the loss of all of it. Between a module's params and its inputs, both split, the
+        compiler would often choose to move the inputs.
+
+        Args:
+            function: (params, batch, ...) -> anything; a batch that the devices do not divide, such
+                as one example, is left alone.
+        """
+        mesh = self._mesh
+        if mesh is None or self.dealt or self._ways == 1:
+            return function
+
+        def split(leaf):
+            if not leaf.ndim or leaf.shape[0] % self._ways:
+                return leaf
+            free = [PartitionSpec.UNCONSTRAINED] * (leaf.ndim - 1)
+            place = NamedSharding(mesh, PartitionSpec(BATCH, *free))
+            return jax.lax.with_sharding_constraint(leaf, place)
+
+        def intercept(method, inputs, options, _):
+            return jax.tree.map(split, method(*inputs, **options))
+
+        def spread(params, batch, *key):
+            if jax.tree.leaves(batch)[0].shape[0] % self._ways:
+                return function(params, batch, *key)
+            with nn.intercept_methods(intercept):
+                return function(params, jax.tree.map(split, batch), *key)
+
+        return spread
 
     def deal(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function of all seeds, computed by each device for its own without a word to others.
@@ -85,6 +245,56 @@ class Placement:
             return spread(*arguments)
 
         return dealt
+
+    def whole(self, state: Any) -> list[str]:
+        """The paths of params and of memories that stand on every device in full, since the mesh
+        does not divide them."""
+        if self._mesh is None or self.dealt:
+            return []
+        sizes, specs = self._sizes, _named(self._specs(state))
+        params = {f"params/{name}" for name in _named(state.params)}
+        return [
+            path
+            for path, spec in specs.items()
+            if (path in params and sizes["fsdp"] > 1 and "fsdp" not in spec)
+            or ("/items/" in path and sizes["data"] > 1 and "data" not in spec)
+        ]
+
+    def _specs(self, state: Any) -> Any:
+        params = {name: leaf.shape[self._leading :] for name, leaf in _named(state.params).items()}
+
+        def spec(path, leaf):
+            name, shape = _name(path), leaf.shape[self._leading :]
+            own = _own(name, shape, params)
+            rules = REST if own is None else PARAMS
+            inner = shape if own is None else params[own]
+            rule = next(rule for rule in rules if paths.matches(own or name, rule.where))
+            before = len(leaf.shape) - len(inner)
+            return PartitionSpec(*[None] * before, *rule.split(inner, self._sizes))
+
+        return jax.tree_util.tree_map_with_path(spec, state)
+
+
+def _own(name: str, shape: Shape, params: Mapping[str, Shape]) -> str | None:
+    """The parameter whose path the leaf's ends with and whose shape its own does; a leaf may have
+    more axes in front, as one that keeps the params of several tasks."""
+    parts = name.split("/")
+    for start in range(1, len(parts)):
+        own = "/".join(parts[start:])
+        if own in params and shape[len(shape) - len(params[own]) :] == params[own]:
+            return own
+    return None
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec)
+    )
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _by_seed(tree: Any) -> Any:

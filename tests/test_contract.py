@@ -14,10 +14,10 @@ import numpy as np
 import optax
 import pytest
 import toy
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jcl
 from jcl import checkpoint
+from jcl.sharding import Placement
 
 GOLDEN = Path(__file__).parent / "golden" / "contract.json"
 ADAMW = optax.adamw(1e-2)
@@ -248,11 +248,14 @@ def begin(row, seed=0, key=0):
 class Compiled:
     """A row's learner with its compiled functions, shared by the tests to save compiling."""
 
-    def __init__(self, learner, params=toy.params):
+    def __init__(self, learner, params=toy.params, place=None):
         self.learner, self.params = learner, params
         self.traces = {"step": 0, "consolidate": 0}
-        self.step = jax.jit(self._counted(learner.step), donate_argnums=0)
-        self.consolidate = jax.jit(self._counted(learner.consolidate), donate_argnums=0)
+        both = place and (place, None)
+        self.step = jax.jit(self._counted(learner.step), donate_argnums=0, out_shardings=both)
+        self.consolidate = jax.jit(
+            self._counted(learner.consolidate), donate_argnums=0, out_shardings=place
+        )
 
     def _counted(self, function):
         def traced(*arguments):
@@ -368,26 +371,35 @@ def test_donated_and_never_aliased(name):
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(given))
 
 
-@rows_of_methods
-def test_eight_devices_equal_one(name):
+def over_a_mesh(name, mesh):
+    """The row on eight devices against one, all its state split by the rules."""
     if jax.device_count() < 8:
         pytest.skip(f"needs 8 devices, not {jax.device_count()}: a CPU passes for them")
     row = compiled(name)
     expected, losses = train(row, begin(row))
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    replicated = NamedSharding(mesh, PartitionSpec())
-
-    class Spread:
-        step = staticmethod(jax.jit(row.learner.step, out_shardings=replicated))
-        consolidate = staticmethod(jax.jit(row.learner.consolidate, out_shardings=replicated))
-
+    loss_fn, params = model_of(name)
+    placement = Placement(toy.BATCH, mesh=mesh)
+    learner = jcl.learner(placement.spread(loss_fn), jcl.chain(*TABLE[name](STRENGTH)))
+    place = placement.state(begin(row))
+    spread = Compiled(learner, params, place)
     state, spread_losses = train(
-        Spread,
-        jax.device_put(begin(row), replicated),
-        place=lambda batch: jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data"))),
+        spread,
+        jax.device_put(begin(row), place),
+        place=lambda batch: jax.device_put(batch, placement.batch()),
     )
     assert_close(state, expected, 1e-4)
     np.testing.assert_allclose(spread_losses, losses, rtol=1e-4)
+    assert spread.traces == {"step": 1, "consolidate": 1}
+
+
+@rows_of_methods
+def test_eight_devices_equal_one(name):
+    over_a_mesh(name, "data=4,fsdp=2")
+
+
+@pytest.mark.parametrize("name", ["ewc", "replay", "si"])
+def test_eight_devices_on_data_equal_one(name):
+    over_a_mesh(name, "data=8")
 
 
 @rows

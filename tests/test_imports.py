@@ -25,12 +25,14 @@ ALLOWED = {
     "models": {"models", "paths"},
     "data": {"data"},
     "meta": {"core", "losses", "meta", "models", "paths"},
-    "sharding": set(),
+    "sharding": {"paths"},
     "checkpoint": set(),
     "folder": set(),
     "progress": set(),
     "report": {"folder", "metrics"},
     "experiment": {"core", "data", "learner", "losses", "models"},
+    "hlo": set(),
+    "plan": {"experiment", "hlo", "learner", "memory", "program", "sharding"},
     "program": {"data", "experiment", "learner", "memory", "sharding"},
     "answer": {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
@@ -39,8 +41,8 @@ ALLOWED = {
         "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "report", "run",
-        "strategies",
+        "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "plan", "report",
+        "run", "sharding", "strategies",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
