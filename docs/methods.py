@@ -49,7 +49,11 @@ OTHERS = {
     "Combinators": ("jcl", ("only", "per_task", "periodically", "scheduled", "cosine"), False),
     "Meta-learning": ("jcl", ("maml", "reptile", "implicit_maml", "prototypes"), True),
     "Learned rates": ("jcl.meta", ("learned_rates",), False),
-    "Episodes": ("jcl.data", ("Episodes", "sinusoids", "omniglot", "glyphs"), False),
+    "Episodes": (
+        "jcl.data",
+        ("Episodes", "Trajectories", "sinusoids", "omniglot", "glyphs"),
+        False,
+    ),
     "Memories": (
         "jcl.memory",
         (
@@ -77,6 +81,7 @@ OTHERS = {
             "rotated",
             "split",
             "mnist_360",
+            "class_sequence",
         ),
         True,
     ),
@@ -89,6 +94,7 @@ OTHERS = {
             "prompts",
             "cosine_head",
             "random_features",
+            "second_head",
             "module_dropout",
             "starting_from",
         ),

@@ -216,9 +216,9 @@ def language_batch(**more):
 
 def perturbed(model):
     leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(1)))
+    random = np.random.default_rng(0)
     noise = [
-        leaf + 0.3 * jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype)
-        for number, leaf in enumerate(leaves)
+        leaf + jnp.asarray(0.3 * random.standard_normal(leaf.shape), leaf.dtype) for leaf in leaves
     ]
     return tree.unflatten(noise)
 
@@ -230,7 +230,7 @@ def test_a_loss_in_chunks_is_the_loss(name, chunk):
     model = LANGUAGE_MODELS[name]()
     params, batch, key = perturbed(model), language_batch(), jax.random.key(2)
     tolerance = 1e-2 if name == "bfloat16" else 1e-5
-    for make in (causal_lm, masked_lm) if name == "gpt2" else (causal_lm,):
+    for make in (causal_lm, masked_lm) if (name, chunk) == ("gpt2", 12) else (causal_lm,):
         whole, chunked = (
             jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, batch, key)
             for loss_fn in (make(model.apply), make(model, chunk=chunk))
@@ -243,11 +243,11 @@ def test_a_loss_in_chunks_is_the_loss(name, chunk):
         )  # fmt: skip
         if make is causal_lm:
             unlabelled = {name: leaf for name, leaf in batch.items() if name != "targets"}
-            loss, aux = make(model, chunk=chunk)(params, unlabelled, None)
+            loss, aux = jax.jit(make(model, chunk=chunk))(params, unlabelled, None)
             assert float(loss) == 0
             assert list(aux) == ["logits"]
     measures = [
-        bits_per_byte(given, np.ones(61), chunk=size).function(params, batch)
+        jax.jit(bits_per_byte(given, np.ones(61), chunk=size).function)(params, batch)
         for given, size in ((model.apply, None), (model, chunk))
     ]
     np.testing.assert_allclose(*measures, rtol=tolerance)

@@ -102,7 +102,8 @@ def class_sequence(
 ) -> Stream:
     """A class-incremental stream of examples in a fixed order: one class after another.
 
-    Task i has the classes i * task to (i + 1) * task - 1 of those given, the last what is left.
+    classes of task i = classes[i * task : (i + 1) * task].
+
     Its train part is the first `learned` examples of the first of them, in the source's order, then
     those of the second, and so on, and is met in this order; its test part all the others. A target
     is the class's place among those given.
