@@ -331,7 +331,7 @@ def test_scan_equals_loop(name):
     assert_close(scan(begin(row), stacked)[0], looped)
 
 
-@rows_of_methods
+@rows_of_kinds
 def test_seeds_in_one_program_equal_separate_runs(name):
     row = compiled(name)
     by = "map" if name == "nested chain" else "vmap"
@@ -402,7 +402,7 @@ def test_eight_devices_on_data_equal_one(name):
     over_a_mesh(name, "data=8")
 
 
-@rows
+@rows_of_methods
 def test_saved_and_continued_bitwise(name, tmp_path):
     row = compiled(name)
     state, _ = row.step(begin(row), toy.batch(0))
@@ -520,20 +520,28 @@ def test_survives_unknown_extra_arguments(name):
     )
 
 
+def in_one_chain(name):
+    left = [jcl.replay(capacity=24, size=8), jcl.ewc(0.1 * STRENGTH)]
+    return make(name, left=left, right=[jcl.si(0.1 * STRENGTH)])
+
+
 @rows_of_methods
 def test_in_one_chain_with_replay_ewc_and_si(name):
-    left = [jcl.replay(capacity=24, size=8), jcl.ewc(0.1 * STRENGTH)]
-    row = make(name, left=left, right=[jcl.si(0.1 * STRENGTH)])
+    row = in_one_chain(name)
     state = begin(row)
-    for number in range(6):
-        state, metrics = row.step(state, toy.batch(number))
-        assert np.isfinite(list(metrics.values())).all()
+    stepped, metrics = jax.eval_shape(row.learner.step, state, toy.batch(0))
     assert {"replay", "ewc", "si"} <= set(metrics)
-    assert row.traces["step"] == 1
-    # A boundary of them all is run in test_all_in_one_chain; here it has to fit the step.
     after = jax.eval_shape(row.learner.consolidate, state, toy.stacked())
     like = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-    assert like(after) == like(state)
+    assert like(stepped) == like(after) == like(state)
+
+
+@rows_of_kinds
+def test_it_runs_in_one_chain_with_replay_ewc_and_si(name):
+    row = in_one_chain(name)
+    _state, losses = train(row, begin(row))
+    assert np.isfinite(losses).all()
+    assert row.traces == {"step": 1, "consolidate": 1}
 
 
 def test_all_in_one_chain():

@@ -141,8 +141,8 @@ def finish(text, name, row, mean, seeds=3, forgetting=0.125):
     folder = text.place(name, row)
     folder.mkdir(parents=True)
     metric = lambda mean: {"mean": mean, "ci95": 0.01 if seeds > 1 else None, "values": []}
-    found = dict.fromkeys(text.report.KEYS, 0) | {
-        "schema": text.report.SCHEMA,
+    found = dict.fromkeys(text.resumable.report.KEYS, 0) | {
+        "schema": text.resumable.report.SCHEMA,
         "seeds": list(range(seeds)),
         "metrics": {"average_accuracy": metric(mean), "forgetting": metric(forgetting)},
         "wall_seconds": 60.0,
@@ -207,8 +207,10 @@ def test_the_command_runs_what_is_left_and_stops_at_its_time(page, monkeypatch):
 
 def test_a_run_is_interrupted_when_the_time_is_over(page, monkeypatch):
     sent = []
-    sleeper = [sys.executable, "-c", "import time, sys\ntry: time.sleep(60)\n"
-               "except KeyboardInterrupt: sys.exit(130)"]  # fmt: skip
+    # A process in the background of a shell would inherit that it ignores the signal.
+    sleeper = [sys.executable, "-c", "import signal, sys, time\n"
+               "signal.signal(signal.SIGINT, lambda *_: sys.exit(130))\n"
+               "time.sleep(60)"]  # fmt: skip
     real = subprocess.Popen
 
     class Child(real):
