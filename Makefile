@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-fast check parity claims reproduce text meta bench bench-attention \
+.PHONY: demo test test-all test-fast check parity claims reproduce text meta bench bench-attention \
 	bench-generation bench-meta bench-models bench-strategies scaling clean
 
 demo: .venv/demo
@@ -13,6 +13,9 @@ demo: .venv/demo
 
 test: .venv/test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+
+test-all: .venv/test
+	JCL_ALL_TESTS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 test-fast: .venv/test
 	$(BIN)/python -m pytest -m "not slow"

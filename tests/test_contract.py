@@ -223,10 +223,9 @@ def rows_but(*left_out):
 
 rows = rows_but()
 rows_of_methods = rows_but(OPTIONS)
-rows_of_kinds = (
-    rows_of_methods if os.environ.get("JCL_ALL_TESTS") else rows_but(TABLE.keys() - KINDS)
-)
-rows_with_strength = rows_but(WITHOUT_STRENGTH, OPTIONS)
+ALL = bool(os.environ.get("JCL_ALL_TESTS"))
+rows_of_kinds = rows_of_methods if ALL else rows_but(TABLE.keys() - KINDS)
+rows_with_strength = rows_but(WITHOUT_STRENGTH, OPTIONS if ALL else TABLE.keys() - KINDS)
 
 
 def model_of(name):
@@ -402,7 +401,7 @@ def test_eight_devices_on_data_equal_one(name):
     over_a_mesh(name, "data=8")
 
 
-@rows_of_methods
+@rows_of_kinds
 def test_saved_and_continued_bitwise(name, tmp_path):
     row = compiled(name)
     state, _ = row.step(begin(row), toy.batch(0))
@@ -502,7 +501,7 @@ def test_a_view_cannot_read_targets():
         row.learner.step(begin(row), toy.batch(0))
 
 
-@rows
+@rows_of_methods
 def test_survives_unknown_extra_arguments(name):
     strategy, (loss_fn, initial) = jcl.chain(*TABLE[name](STRENGTH)), model_of(name)
     params, batch = initial(), toy.batch(0)

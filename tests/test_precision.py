@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from types import SimpleNamespace
 
 import jax
@@ -27,6 +28,9 @@ MODELS = {
 }
 TOKENS = jax.random.randint(jax.random.key(0), (3, 16), 1, 61)
 every_model = pytest.mark.parametrize("name", MODELS)
+# Costly tests take one model of each family that differs in them; JCL_ALL_TESTS=1 takes every one.
+ALL = bool(os.environ.get("JCL_ALL_TESTS"))
+some_models = every_model if ALL else pytest.mark.parametrize("name", ["llama", "bert classes"])
 
 
 def made(name, **changes):
@@ -164,7 +168,7 @@ def adapted_step(name, model):
     return jax.jit(learner.step).lower(state, batch(name)).compile(), state
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "bert"] if ALL else ["gpt2"])
 @pytest.mark.parametrize("remat", [False, True])
 def test_float32_adapters_train_over_a_bfloat16_base(name, remat):
     types = Precision(params="bfloat16", compute="bfloat16")
@@ -203,7 +207,7 @@ def test_the_gradient_of_a_frozen_base_is_not_computed():
     assert temporary[0] < temporary[1]
 
 
-@every_model
+@some_models
 @pytest.mark.parametrize("key", [None, jax.random.key(5)], ids=["without", "dropout"])
 def test_running_blocks_again_changes_no_value(name, key):
     plain, again = made(name), made(name, remat=True)
