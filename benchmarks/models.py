@@ -1,7 +1,7 @@
 """Training steps of GPT-2 and BERT, in float32 and bfloat16, against Hugging Face's in PyTorch.
 
-Command:  python benchmarks/models.py [--cases gpt2 bert byte] [--repeats 9] [--out models.json]
-          (--tiny: small shapes, to see that it runs)
+Command:  python benchmarks/models.py [--cases gpt2 bert byte] [--types float32 bfloat16]
+          [--repeats 9] [--out models.json]    (--tiny: small shapes, to see that it runs)
 
 gpt2 is GPT-2 small at 4 x 128, bert is BERT base as a classifier at 8 x 128, byte is the 4 x 128
 byte model at 16 x 128. bfloat16 is `Precision(compute="bfloat16")` against PyTorch's autocast; the
@@ -77,6 +77,7 @@ CHUNK = 128
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
@@ -84,7 +85,10 @@ def main():
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     keep_freed_memory()
-    cases = TINY if arguments.tiny else CASES
+    cases = {
+        name: (*shape[:3], tuple(arguments.types))
+        for name, shape in (TINY if arguments.tiny else CASES).items()
+    }
     if arguments.peak_of:
         compute, chunk = arguments.peak_of
         print(peak_memory(*cases["gpt2"][:3], compute, int(chunk) or None))
@@ -133,7 +137,7 @@ def compare(torch_peer, case, shape, repeats, tiny):
         shares[name] = work / seconds / own_peak
     ratios = {}
     for (of, ours, other), target in TARGETS.items():
-        if of == case:
+        if of == case and {ours, other} <= set(times):
             median, least = times[ours] / times[other], fastest[ours] / fastest[other]
             ratios[f"{ours} / {other}"] = [median, least, target]
             print(f"  {ours + ' / ' + other:34} {median:5.2f}    {least:5.2f}", end="")
@@ -178,10 +182,10 @@ def jcl_step(config, compute, batch, chunk=None):
 
 def memory(shape, tiny):
     """The peak of memory of each library's GPT-2, in a process of its own, in bytes."""
-    config, batch_size, length, _ = shape
+    config, batch_size, length, types = shape
     fields = (config.vocab_size, config.positions, config.width, config.layers, config.heads)
     commands = {}
-    for compute in TYPES:
+    for compute in types:
         peer = [",".join(map(str, fields)), compute, str(batch_size), str(length)]
         commands[f"PyTorch {compute}"] = [str(HERE / "torch_peer.py"), *peer]
         for name, chunk in (("", 0), (" in chunks", CHUNK)):
@@ -197,7 +201,7 @@ def memory(shape, tiny):
             raise SystemExit(f"{name}: {done.stderr[-2000:]}")
         found[name] = int(done.stdout.split()[-1])
         print(f"  {name:24} {found[name] / 2**20:8.0f} MiB")
-    for compute in TYPES:
+    for compute in types:
         ratio = found[f"jcl {compute}"] / found[f"PyTorch {compute}"]
         print(f"  jcl / PyTorch {compute:10} {ratio:8.2f}   aim 1.0", end="")
         print(f": {'reached' if ratio <= 1 else 'MISSED'}")
