@@ -70,6 +70,9 @@ bench-attention: .venv/demo
 bench-meta: .venv/bench
 	$(BIN)/python benchmarks/meta.py
 
+bench-generation: .venv/bench
+	$(BIN)/python benchmarks/generation.py
+
 bench-models: .venv/bench
 	$(BIN)/python benchmarks/models.py
 

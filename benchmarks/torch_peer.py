@@ -1,4 +1,4 @@
-"""Hugging Face's models in PyTorch, as benchmarks/models.py times them; it imports no JAX.
+"""Hugging Face's models in PyTorch, as models.py and generation.py time them; it imports no JAX.
 
 Command:  python benchmarks/torch_peer.py SHAPE TYPE BATCH LENGTH
 
@@ -62,6 +62,33 @@ def step(model, compute, inputs, targets):
         loss.backward()
         optimizer.step()
         wait()
+
+    return run
+
+
+def pretrained(folder, compute):
+    """A checkpoint for `generation`, its weights of that type."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=getattr(torch, compute), attn_implementation="sdpa"
+    )
+    return model.to(DEVICE).eval()
+
+
+def generation(model, prompts, steps):
+    """A function that generates greedily with the cache and gives the tokens [batch, steps]."""
+    prompts = torch.tensor(np.asarray(prompts)).long().to(DEVICE)
+    settings = transformers.GenerationConfig(
+        max_new_tokens=steps, do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0
+    )
+    # By itself, generate takes what the settings lack from the checkpoint.
+    model.generation_config = settings
+
+    def run():
+        with torch.inference_mode():
+            tokens = model.generate(
+                prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+            )
+        return tokens[:, prompts.shape[1] :].cpu().numpy()
 
     return run
 
