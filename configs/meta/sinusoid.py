@@ -7,7 +7,9 @@ steps on K = 5, 10 and 20 of their points.
 
 joint is trained on all sines at once, without adapting (and adapts when it is measured); what no
 training at all gives, from scratch, is the first row of any method's matrix. What each gives stands
-in docs/meta.md.
+in docs/meta.md. With these settings two do not come to their end yet, and so have no row there:
+reptile (a loss of NaN with seed 0) and meta_sgd, whose learned rates, made for one step, throw a
+sine off in the measure of five.
 
 Command:  jcl run configs/meta/sinusoid.py --method maml --seeds 3
 """
