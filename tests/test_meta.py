@@ -330,8 +330,7 @@ def test_measures_and_steps_of_an_episodes_own():
     assert count == 2
 
 
-def test_an_inner_adam_without_an_eps_root_is_named_by_the_docstring():
-    assert "eps_root" in jcl.maml.__doc__
+def test_an_inner_adam_with_an_eps_root_has_a_gradient_where_its_own_is_zero():
     dead = jax.tree.map(jnp.zeros_like, MODEL.init(jax.random.key(0)))
     of = lambda adam: gradient(jcl.maml(LOSS, steps=2, optimizer=adam), dead, episodes())
     assert np.isfinite(of(optax.adam(0.1, eps_root=1e-8))["head"]["bias"]).all()

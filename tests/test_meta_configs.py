@@ -1,16 +1,15 @@
 """The configs of sinusoids and characters, which train some steps, and the tables' script."""
 
 import functools
-import importlib.util
 import json
 import os
-import sys
 import types
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from scripts import benchmark
 
 import jcl
 from jcl.__main__ import load_config
@@ -149,19 +148,6 @@ def test_no_character_is_trained_and_tested_on(omniglot):
     np.testing.assert_array_equal(source.arrays()["inputs"][rows], as_they_are[drawn : drawn + 20])
 
 
-@functools.cache
-def benchmark():
-    """benchmarks/meta_tables.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        path = ROOT / "benchmarks" / "meta_tables.py"
-        specification = importlib.util.spec_from_file_location("meta_tables", path)
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[module.__name__] = module
-        specification.loader.exec_module(module)
-    return module
-
-
 def untrained_sinusoid():
     model = jcl.models.mlp(jcl.models.MLPConfig(inputs=1, hidden=(4,), classes=1))
     state = types.SimpleNamespace(params=model.init(jax.random.key(0)))
@@ -170,7 +156,7 @@ def untrained_sinusoid():
 
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    tables = benchmark()
+    tables = benchmark("meta_tables")
     monkeypatch.setattr(tables, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(tables, "PAGE", tmp_path / "meta.md")
     monkeypatch.setattr(tables.answer, "reopen", lambda *_: untrained_sinusoid())

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from words import Words
 
 import jcl
 from jcl import InputError, checkpoint
@@ -332,19 +333,6 @@ def test_the_params_of_each_seed_of_a_run(tmp_path):
         np.testing.assert_array_equal(found["head/kernel"], kernel[1] if seeds[1:] else kernel)
     with pytest.raises(InputError, match=r"has the seeds \[4\], and not 0"):
         learned_params(tmp_path, 0)
-
-
-class Words:
-    """A tokenizer of whole words, as they are met."""
-
-    pad_token_id = 0
-
-    def __init__(self):
-        self._numbers = {}
-
-    def encode(self, text):
-        words = text.casefold().split()
-        return [1 + self._numbers.setdefault(word, len(self._numbers)) for word in words]
 
 
 @functools.cache

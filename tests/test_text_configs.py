@@ -6,7 +6,6 @@ configs read; a small encoder learns four tasks of them.
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +16,8 @@ from typing import get_args, get_type_hints
 import jax
 import numpy as np
 import pytest
+from scripts import benchmark
+from words import Words
 
 import jcl
 from jcl.__main__ import load_config
@@ -26,19 +27,6 @@ pytestmark = pytest.mark.xdist_group("text")  # the results are shared
 ROOT = Path(__file__).parent.parent
 FILES = ("clinc150", "banking77")
 DATA = Path(os.environ.get("JCL_DATA", ""))
-
-
-class Words:
-    """A tokenizer of whole words, as they are met."""
-
-    pad_token_id = 0
-
-    def __init__(self):
-        self._numbers = {}
-
-    def encode(self, text):
-        words = text.casefold().split()
-        return [1 + self._numbers.setdefault(word, len(self._numbers)) for word in words]
 
 
 @functools.cache
@@ -95,7 +83,7 @@ def test_every_method_can_be_traced(name, backbone, monkeypatch):
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_more_examples_are_stored_than_the_table_says(name, monkeypatch):
-    text, module = benchmark(), config(name, monkeypatch)
+    text, module = benchmark("text"), config(name, monkeypatch)
     stream = text.STREAMS[name]
     for row in stream.methods:
         method, _, examples = row.partition(", ")
@@ -115,22 +103,9 @@ def test_no_more_examples_are_stored_than_the_table_says(name, monkeypatch):
         assert held == ([round(expected)] if expected else []), row
 
 
-@functools.cache
-def benchmark():
-    """benchmarks/text.py."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
-        path = ROOT / "benchmarks" / "text.py"
-        specification = importlib.util.spec_from_file_location("text_benchmark", path)
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[module.__name__] = module
-        specification.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def page(tmp_path, monkeypatch):
-    text = benchmark()
+    text = benchmark("text")
     monkeypatch.setattr(text, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(text, "PAGE", tmp_path / "text.md")
     return text

@@ -162,7 +162,7 @@ def test_the_five_commands_of_the_readme(cloud):
     assert cloud.verbs() == ["create", "scp", "install", "start", "scp", "delete"]
     assert " ".join(cloud.calls()[1]) == (
         "compute tpus queued-resources create first-run --node-id=first-run --zone=us-west4-a "
-        "--project=your-project --accelerator-type=v5litepod-16 "
+        "--project=your-project --accelerator-type=v5litepod-8 "
         "--runtime-version=v2-alpha-tpuv5-lite"
     )
     ran = ["run", "configs/quickstart.py", "--method", "replay_ewc"]

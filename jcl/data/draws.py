@@ -1,5 +1,6 @@
 """Random numbers by their place, and sources whose examples are drawn when they are asked for."""
 
+import abc
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ def distinct(numbers: np.ndarray, sizes: np.ndarray | int) -> np.ndarray:
     return drawn
 
 
-class Drawn:
+class Drawn(abc.ABC):
     """A source of `number` examples; a subclass draws those of given numbers by `_draw`."""
 
     def __init__(self, call: str, number: Any, seed: Any):
@@ -84,8 +85,9 @@ class Drawn:
                 every[key][start:stop] = leaf
         return every
 
+    @abc.abstractmethod
     def _draw(self, indices: np.ndarray) -> Batch:
-        raise NotImplementedError
+        """The examples `indices`, batch axis first."""
 
 
 def _mix(numbers: np.ndarray) -> np.ndarray:

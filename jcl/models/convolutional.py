@@ -1,15 +1,14 @@
 """A small convolutional network for images in Flax linen, behind pure functions of params."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
 
 from jcl import checks
-from jcl.models.model import Model
+from jcl.models.layers import over_rows
+from jcl.models.model import Model, classifier
 
 
 @dataclass(frozen=True)
@@ -56,27 +55,7 @@ def convolutional(config: ConvolutionalConfig) -> Model:
     >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 28, 28))).shape
     (2, 3)
     """
-    module = Convolutional(config)
-
-    def init(key: jax.Array) -> Any:
-        shape = (1, config.height, config.width, config.channels)
-        return module.init(key, jnp.zeros(shape))["params"]
-
-    def apply(
-        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
-    ) -> Float[Array, "batch classes"]:
-        logits = module.apply({"params": params}, inputs)
-        assert isinstance(logits, jax.Array)
-        return logits
-
-    def features(
-        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
-    ) -> Float[Array, "batch width"]:
-        hidden = module.apply({"params": params}, inputs, head=False)
-        assert isinstance(hidden, jax.Array)
-        return hidden
-
-    return Model(init, apply, config, features)
+    return classifier(Convolutional(config), config, (config.height, config.width, config.channels))
 
 
 class Convolutional(nn.Module):
@@ -115,9 +94,7 @@ class Block(nn.Module):
             scale = self.param("scale", nn.initializers.ones, (self.filters,))
             bias = self.param("bias", nn.initializers.zeros, (self.filters,))
             x = x.reshape(1 if self.normalization == "batch" else shape[0], -1, self.filters)
-            mean = x.mean(axis=1, keepdims=True)
-            variance = jnp.mean((x - mean) ** 2, axis=1, keepdims=True)
-            x = (x - mean) * jax.lax.rsqrt(variance + 1e-3) * scale + bias
+            x = over_rows(x, scale, bias)
         return nn.relu(x).reshape(shape)
 
 

@@ -47,9 +47,14 @@ class BatchNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        centred = x - x.mean(axis=-2, keepdims=True)
-        variance = jnp.square(centred).mean(axis=-2, keepdims=True)
-        return centred * jax.lax.rsqrt(variance + 1e-3) * scale + bias
+        return over_rows(x, scale, bias)
+
+
+def over_rows(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """[..., rows, width], each column with mean bias and deviation scale over the rows."""
+    centred = x - x.mean(axis=-2, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-2, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + 1e-3) * scale + bias
 
 
 # Backward passes by hand, since autodiff of the plain formulas keeps and passes over more

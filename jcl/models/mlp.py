@@ -1,17 +1,15 @@
 """A multilayer perceptron in Flax linen, behind pure functions of params."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
 from jcl.models.layers import BatchNorm
-from jcl.models.model import Model
+from jcl.models.model import Model, classifier
 
 
 @dataclass(frozen=True)
@@ -55,26 +53,7 @@ def mlp(config: MLPConfig) -> Model:
     >>> model.apply(model.init(jax.random.key(0)), jnp.zeros((2, 4))).shape
     (2, 3)
     """
-    module = MLP(config)
-
-    def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, config.inputs)))["params"]
-
-    def apply(
-        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
-    ) -> Float[Array, "batch classes"]:
-        logits = module.apply({"params": params}, inputs)
-        assert isinstance(logits, jax.Array)
-        return logits
-
-    def features(
-        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
-    ) -> Float[Array, "batch width"]:
-        hidden = module.apply({"params": params}, inputs, head=False)
-        assert isinstance(hidden, jax.Array)
-        return hidden
-
-    return Model(init, apply, config, features)
+    return classifier(MLP(config), config, (config.inputs,))
 
 
 class MLP(nn.Module):

@@ -5,6 +5,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Shaped
 
 from jcl.errors import InputError
 
@@ -36,6 +39,36 @@ class Model(NamedTuple):
     lora_alpha: float | None = None
     decode: Callable[..., tuple[jax.Array, Any]] | None = None
     cache: Callable[[Any, int, int], Any] | None = None
+
+
+def classifier(module: nn.Module, config: Any, shape: tuple[int, ...]) -> Model:
+    """The model of a module that is called with (inputs, head=True) and gives logits, or with
+    head=False what the head gets.
+
+    Args:
+        module: of the whole network, without dropout.
+        config: what it was made from.
+        shape: of an example.
+    """
+
+    def init(key: jax.Array) -> Any:
+        return module.init(key, jnp.zeros((1, *shape)))["params"]
+
+    def apply(
+        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
+    ) -> Float[Array, "batch classes"]:
+        logits = module.apply({"params": params}, inputs)
+        assert isinstance(logits, jax.Array)
+        return logits
+
+    def features(
+        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
+    ) -> Float[Array, "batch width"]:
+        hidden = module.apply({"params": params}, inputs, head=False)
+        assert isinstance(hidden, jax.Array)
+        return hidden
+
+    return Model(init, apply, config, features)
 
 
 class Tensor(NamedTuple):

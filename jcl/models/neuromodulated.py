@@ -2,17 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float, Shaped
 
 from jcl import checks
 from jcl.errors import InputError
 from jcl.models.convolutional import Convolutional, ConvolutionalConfig
-from jcl.models.model import Model
+from jcl.models.model import Model, classifier
 
 
 @dataclass(frozen=True)
@@ -53,26 +49,9 @@ def neuromodulated(config: NeuromodulatedConfig) -> Model:
     >>> sorted(params), model.apply(params, jnp.zeros((2, 28, 28))).shape
     (['gate', 'head', 'modulation', 'prediction'], (2, 3))
     """
-    module, shape = Neuromodulated(config), config.prediction
-
-    def init(key: jax.Array) -> Any:
-        return module.init(key, jnp.zeros((1, shape.height, shape.width, shape.channels)))["params"]
-
-    def apply(
-        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
-    ) -> Float[Array, "batch classes"]:
-        logits = module.apply({"params": params}, inputs)
-        assert isinstance(logits, jax.Array)
-        return logits
-
-    def features(
-        params: Any, inputs: Shaped[Array, "batch ..."], key: jax.Array | None = None
-    ) -> Float[Array, "batch width"]:
-        hidden = module.apply({"params": params}, inputs, head=False)
-        assert isinstance(hidden, jax.Array)
-        return hidden
-
-    return Model(init, apply, config, features)
+    shape = config.prediction
+    example = (shape.height, shape.width, shape.channels)
+    return classifier(Neuromodulated(config), config, example)
 
 
 class Neuromodulated(nn.Module):

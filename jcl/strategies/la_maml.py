@@ -74,6 +74,7 @@ def la_maml(
     steps = None if steps is None else checks.whole("la_maml", "steps", steps)
     checks.flag("la_maml", "first_order", first_order)
     checks.number("la_maml", "clip", clip, "(0, inf)")
+    clipping = optax.clip_by_global_norm(clip)
     policy = memories.reservoir(checks.whole("la_maml", "capacity", capacity))
 
     def init(params, *, batch, **_):
@@ -108,7 +109,9 @@ def la_maml(
             return jax.lax.scan(look, params, (shares, keys))[1].mean()
 
         gradients = jax.grad(meta_loss, argnums=(0, 1))(params, state.rates)
-        by_params, by_rates = (_clipped(gradient, clip) for gradient in gradients)
+        by_params, by_rates = (
+            clipping.update(gradient, optax.EmptyState())[0] for gradient in gradients
+        )
         rates = jax.tree.map(lambda rate, g: rate - meta_learning_rate * g, state.rates, by_rates)
         updates = jax.tree.map(lambda rate, g: -jnp.maximum(rate, 0) * g, rates, by_params)
         memory = policy.insert(memories.after(state.memory, updates), batch, key_insert)
@@ -139,8 +142,3 @@ def recall(
 def remember(state: Any, params: Params, **_: Any) -> tuple[Any, Params]:
     """The same, but a function of its own: so per_task(...) refuses to drop the memory."""
     return state, params
-
-
-def _clipped(gradient: Params, clip: float) -> Params:
-    scale = clip / jnp.maximum(optax.tree.norm(gradient), clip)
-    return jax.tree.map(lambda g: scale * g, gradient)
