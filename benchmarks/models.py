@@ -1,7 +1,8 @@
 """Training steps of GPT-2 and BERT, in float32 and bfloat16, against Hugging Face's in PyTorch.
 
 Command:  python benchmarks/models.py [--cases gpt2 bert byte] [--types float32 bfloat16]
-          [--repeats 9] [--out models.json]    (--tiny: small shapes, to see that it runs)
+          [--repeats 9] [--skip "PyTorch bfloat16"] [--out models.json]
+          (--tiny: small shapes, to see that it runs)
 
 gpt2 is GPT-2 small at 4 x 128, bert is BERT base as a classifier at 8 x 128, byte is the 4 x 128
 byte model at 16 x 128. bfloat16 is `Precision(compute="bfloat16")` against PyTorch's autocast; the
@@ -14,8 +15,8 @@ as in benchmarks/step.py.
 The peak of memory is that of a process of its own, which makes a GPT-2 small and takes three
 steps: ru_maxrss, with all that its libraries load. "in chunks" is `causal_lm(model, chunk=128)`.
 On a GPU, with PyTorch's CUDA build, both use it, float32 products are TF32 in both (JAX's default
-there), each step ends when the GPU is done, and the peak is that of the memory given to arrays; it
-has not been run to its end there.
+there), each step ends when the GPU is done, and the peak is that of the memory given to arrays.
+--skip leaves a step out: on a CPU without instructions for bfloat16 PyTorch's takes minutes.
 Run it on an idle machine.
 """
 
@@ -79,6 +80,8 @@ def main():
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--types", nargs="+", choices=TYPES, default=list(TYPES))
     parser.add_argument("--repeats", type=int, default=9)
+    names = [f"{library} {compute}" for compute in TYPES for library in ("PyTorch", "jcl")]
+    parser.add_argument("--skip", nargs="+", choices=names, default=[])
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
     # For the processes whose memory is measured.
@@ -101,29 +104,32 @@ def main():
         return 1
     results = {"command": " ".join(["python", *sys.argv]), "machine": machine(torch)}
     print(json.dumps(results["machine"]))
-    results["memory"] = memory(cases["gpt2"], arguments.tiny)
+    if "gpt2" in arguments.cases:
+        results["memory"] = memory(cases["gpt2"], arguments.skip, arguments.tiny)
     for case in arguments.cases:
-        results[case] = compare(torch_peer, case, cases[case], arguments.repeats, arguments.tiny)
+        results[case] = compare(torch_peer, case, cases[case], arguments)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1))
     return 0
 
 
-def compare(torch_peer, case, shape, repeats, tiny):
+def compare(torch_peer, case, shape, arguments):
     """Times every step of a case in turn and prints the table."""
     config, batch_size, length, types = shape
+    skip, side = arguments.skip, 64 if arguments.tiny else 4096
     batch = random_batch(config, batch_size, length)
     make = torch_peer.bert if isinstance(config, BertConfig) else torch_peer.gpt2
     steps = {}
     for compute in types:
-        steps[f"PyTorch {compute}"] = torch_peer.step(make(config), compute, *batch.values())
-        steps[f"jcl {compute}"] = jcl_step(config, compute, batch)
-    side = 64 if tiny else 4096
-    peak, load = matmul_peak(torch_peer, side), [os.getloadavg()[0]]
-    every = in_turn(steps, repeats)
+        if (name := f"PyTorch {compute}") not in skip:
+            steps[name] = torch_peer.step(make(config), compute, *batch.values())
+        if (name := f"jcl {compute}") not in skip:
+            steps[name] = jcl_step(config, compute, batch)
+    peak, load = matmul_peak(torch_peer, side, types), [os.getloadavg()[0]]
+    every = in_turn(steps, arguments.repeats)
     load.append(os.getloadavg()[0])
-    later = matmul_peak(torch_peer, side)  # the machine's rate may change in between
-    peak = {compute: max(peak[compute], later[compute]) for compute in TYPES}
+    later = matmul_peak(torch_peer, side, types)  # the machine's rate may change in between
+    peak = {compute: max(peak[compute], later[compute]) for compute in types}
     times = {name: statistics.median(seconds) for name, seconds in every.items()}
     fastest = {name: min(seconds) for name, seconds in every.items()}
     work = flops(config, length) * batch_size * length
@@ -180,7 +186,7 @@ def jcl_step(config, compute, batch, chunk=None):
     return run
 
 
-def memory(shape, tiny):
+def memory(shape, skip, tiny):
     """The peak of memory of each library's GPT-2, in a process of its own, in bytes."""
     config, batch_size, length, types = shape
     fields = (config.vocab_size, config.positions, config.width, config.layers, config.heads)
@@ -191,6 +197,7 @@ def memory(shape, tiny):
         for name, chunk in (("", 0), (" in chunks", CHUNK)):
             ours = [str(HERE / "models.py"), "--peak-of", compute, str(chunk)]
             commands[f"jcl {compute}{name}"] = ours + ["--tiny"] * tiny
+    commands = {name: each for name, each in commands.items() if name not in skip}
     found = {}
     print("\npeak of memory of a process with GPT-2's step")
     for name, command in commands.items():
@@ -202,6 +209,8 @@ def memory(shape, tiny):
         found[name] = int(done.stdout.split()[-1])
         print(f"  {name:24} {found[name] / 2**20:8.0f} MiB")
     for compute in types:
+        if not {f"jcl {compute}", f"PyTorch {compute}"} <= set(found):
+            continue
         ratio = found[f"jcl {compute}"] / found[f"PyTorch {compute}"]
         print(f"  jcl / PyTorch {compute:10} {ratio:8.2f}   aim 1.0", end="")
         print(f": {'reached' if ratio <= 1 else 'MISSED'}")
@@ -221,18 +230,20 @@ def on_gpu():
     return jax.default_backend() == "gpu"
 
 
-def matmul_peak(torch_peer, side):
+def matmul_peak(torch_peer, side, types):
     """The best rate of a square matmul by type, in operations a second; its sums are float32."""
-    runs = {(compute, "torch"): run for compute, run in torch_peer.matmuls(side).items()}
-    for compute in TYPES:
-        square = jnp.ones((side, side), compute)
+    peak = {}
+    for compute in types:
+        # A CPU without instructions for bfloat16 would take minutes for a large one.
+        own = side if compute == "float32" or on_gpu() else min(side, 512)
+        square = jnp.ones((own, own), compute)
         multiply = jax.jit(lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32))
-        runs[compute, "jax"] = lambda a=square, f=multiply: f(a, a).block_until_ready()
-    seconds = {name: min(times) for name, times in in_turn(runs, 5).items()}
-    return {
-        compute: max(2 * side**3 / seconds[compute, library] for library in ("jax", "torch"))
-        for compute in TYPES
-    }
+        runs = {
+            "torch": torch_peer.matmuls(own)[compute],
+            "jax": lambda a=square, f=multiply: f(a, a).block_until_ready(),
+        }
+        peak[compute] = 2 * own**3 / min(map(min, in_turn(runs, 5).values()))
+    return peak
 
 
 def flops(config, length):

@@ -21,7 +21,7 @@ import resumable
 
 RUNS = reproduce.ROOT / "runs" / "text"
 PAGE = reproduce.ROOT / "docs" / "text.md"
-HEAD = "| method | accuracy | forgetting | stored | wall time | peak memory | commit |"
+HEAD = "| method | accuracy | forgetting | stored | wall time | peak memory | on | commit |"
 FEW = ("naive", "joint", "replay, 10", "best")
 ALL = (
     "naive", "joint", "replay, 2", "replay, 10", "ewc", "lwf", "derpp", "agem", "lora", "olora",
@@ -114,8 +114,16 @@ def cells(name, row):
     memory = json.loads(peak.read_text()) if peak.exists() else None
     return [
         f"{figure(accuracy)} ({accuracy.seeds})", figure(forgetting), str(stored(stream, row)),
-        f"{accuracy.seconds:.0f} s", f"{memory} MiB" if memory else "-", accuracy.commit,
+        f"{accuracy.seconds:.0f} s", f"{memory} MiB" if memory else "-", machine(folder),
+        accuracy.commit,
     ]  # fmt: skip
+
+
+def machine(folder):
+    """What a run computed on: the kind of its accelerator, or the cores that it had."""
+    began = json.loads((folder / "config.json").read_text())
+    device = began["devices"]
+    return f"{began['threads']} cores" if device["platform"] == "cpu" else device["kind"]
 
 
 def write_page():
@@ -123,7 +131,7 @@ def write_page():
 
     Returns the numbers of rows with figures and of all, by stream.
     """
-    held, machine = resumable.read_page(PAGE, "STREAMS")
+    held, where = resumable.read_page(PAGE, "STREAMS")
     here = {
         (name, row): cells(name, row)
         for name, stream in STREAMS.items()
@@ -131,24 +139,26 @@ def write_page():
         if finished(name, row)
     }
     if here:
-        machine = reproduce.this_machine()
-    elif machine is None or not held:
-        machine = resumable.NEVER
+        where = reproduce.this_machine()
+    elif where is None or not held:
+        where = resumable.NEVER
     lines = [
         "# Texts, with a pretrained encoder",
         "",
         "Average accuracy after the last task and average forgetting, in percent: means and 95 % "
         "intervals over seeds (their number in brackets). Stored: examples in the memory at the "
         "end. Wall time is that of all seeds together, which run in one program, and peak memory "
-        "the largest resident set of that program; what a frozen encoder makes of the texts is "
-        "computed before, and its time is not in it. `joint` trains once on all tasks and so has "
-        "no forgetting.",
+        "the largest resident set of that program, where it was measured; what a frozen encoder "
+        "makes of the texts is computed before, and its time is not in it. `on`: the device; rows "
+        "of a GPU were run several at a time beside each other on one, so that their times are no "
+        "measure of the method's cost. `joint` trains once on all tasks and so has no "
+        "forgetting.",
         "",
         "Written by `make text`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "
         "before. The next line tells where and when the page was last written from run folders.",
         "",
-        machine,
+        where,
     ]
     counts = {}
     for name, stream in STREAMS.items():
@@ -159,10 +169,10 @@ def write_page():
             "", f"## {stream.title}", "",
             f"`make text STREAMS={name}`: `jcl run {settings}`, {stream.seeds} seed(s) asked for; "
             f"{counts[name][0]} of {counts[name][1]} run.",
-            "", HEAD, "|---|---|---|---|---|---|---|",
+            "", HEAD, "|---" * 8 + "|",
         ]  # fmt: skip
         for row, found in rows.items():
-            found = found or ["not run", "", "", "", "", ""]
+            found = found or ["not run", *[""] * 6]
             lines.append(f"| {label(row)} | {' | '.join(found)} |")
     PAGE.write_text("\n".join(lines) + "\n")
     return counts
