@@ -330,6 +330,18 @@ def test_measures_and_steps_of_an_episodes_own():
     assert count == 2
 
 
+@pytest.mark.parametrize("rate", [1e10, float("nan")])
+def test_an_episode_that_runs_away_counts_at_most(rate):
+    away = jcl.maml(parabola, steps=1, optimizer=optax.sgd(rate))
+    error, count = jcl.meta.squared_error(away, at_most=7.0).function(THETA, POINTS)
+    assert error == 7.0 * count
+    near = jcl.maml(parabola, steps=1, optimizer=optax.sgd(RATE))
+    bounded = jcl.meta.squared_error(near, at_most=1e6).function(THETA, POINTS)
+    assert bounded == jcl.meta.squared_error(near).function(THETA, POINTS)
+    with pytest.raises(jcl.InputError, match="at_most"):
+        jcl.meta.squared_error(near, at_most=0.0)
+
+
 def test_an_inner_adam_with_an_eps_root_has_a_gradient_where_its_own_is_zero():
     dead = jax.tree.map(jnp.zeros_like, MODEL.init(jax.random.key(0)))
     of = lambda adam: gradient(jcl.maml(LOSS, steps=2, optimizer=adam), dead, episodes())

@@ -47,6 +47,7 @@ class Config:
     start: str | None = None  # the run folder of the phase train; by default where that puts it
     meta_steps: int = 3000
     meta_rate: float = 1e-3
+    inner_rate: float | None = None  # of oml's and anml's phase train; by default INNER_RATES
     rate: float | None = None  # of the phases validate and test; by default RATES
     filters: int = 64
     memory: int = 500  # drawings that er stores
@@ -88,7 +89,7 @@ def train(config):
         loss_fn = jcl.maml(
             loss_fn,
             steps=LEARNED,
-            optimizer=optax.sgd(INNER_RATES[config.method]),
+            optimizer=optax.sgd(config.inner_rate or INNER_RATES[config.method]),
             where="head/*" if config.method == "oml" else ["prediction/*", "head/*"],
             one_by_one=True,
             start=jcl.meta.fresh_classes(),

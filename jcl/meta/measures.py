@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jcl import checks
 from jcl.losses import Measure
 
 
@@ -25,15 +26,24 @@ def accuracy(meta_loss: Callable[..., Any]) -> Measure:
     return Measure("accuracy", True, function)
 
 
-def squared_error(meta_loss: Callable[..., Any]) -> Measure:
+def squared_error(meta_loss: Callable[..., Any], *, at_most: float | None = None) -> Measure:
     """The mean squared error of the queries after adapting.
 
     Args:
         meta_loss: as in `accuracy`.
+        at_most: what an error counts at most, and one that is not a number: else a single episode
+            whose inner loop runs away decides the mean. By default there is no bound.
+
+    Raises:
+        InputError: at_most is no number above 0.
     """
+    if at_most is not None:
+        checks.number("squared_error", "at_most", at_most, "(0, inf)")
 
     def function(params, batch):
         errors = (_answers(meta_loss, params, batch) - batch["targets"]) ** 2
+        if at_most is not None:
+            errors = jnp.where(errors < at_most, errors, at_most)  # of NaN at_most
         return _counted(errors, batch)
 
     return Measure("squared_error", False, function)
