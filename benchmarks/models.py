@@ -38,7 +38,7 @@ import optax
 from step import in_turn, machine, operations, print_times, print_title
 
 import jcl
-from jcl.allocator import keep_freed_memory
+from jcl.allocator import keep_freed_memory, one_arena
 from jcl.models import BertConfig, GPT2Config, Precision
 
 HERE = Path(__file__).parent
@@ -87,7 +87,7 @@ def main():
     # For the processes whose memory is measured.
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    keep_freed_memory()
+    one_arena()
     cases = {
         name: (*shape[:3], tuple(arguments.types))
         for name, shape in (TINY if arguments.tiny else CASES).items()
@@ -102,6 +102,7 @@ def main():
     except ImportError:
         print('PyTorch is the peer of this benchmark: pip install "jcl[bench]"', file=sys.stderr)
         return 1
+    keep_freed_memory()
     results = {"command": " ".join(["python", *sys.argv]), "machine": machine(torch)}
     print(json.dumps(results["machine"]))
     if "gpt2" in arguments.cases:
@@ -174,7 +175,8 @@ def jcl_step(config, compute, batch, chunk=None):
         loss_fn = jcl.losses.causal_lm(model, chunk=chunk)
     learner = jcl.learner(loss_fn, optax.adamw(RATE, weight_decay=DECAY))
     batch = jax.tree.map(jnp.asarray, batch)
-    state = learner.init(jax.random.key(1), jax.jit(model.init)(jax.random.key(0)), batch)
+    init = jax.jit(lambda: learner.init(jax.random.key(1), model.init(jax.random.key(0)), batch))
+    state = init()
     compiled = jax.jit(learner.step, donate_argnums=0).lower(state, batch).compile()
     held = [state]
     del state
@@ -219,6 +221,7 @@ def memory(shape, skip, tiny):
 
 def peak_memory(config, batch_size, length, compute, chunk):
     run = jcl_step(config, compute, random_batch(config, batch_size, length), chunk)
+    keep_freed_memory()  # where jcl run does
     for _ in range(3):
         run()
     if on_gpu():

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jcl import checks, sharding
-from jcl.allocator import keep_freed_memory
+from jcl.allocator import one_arena
 from jcl.errors import InputError
 
 USAGE = """jcl: continual and online learning for language models
@@ -164,7 +164,7 @@ def load_config(path: Path) -> ModuleType:
 def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")
-    keep_freed_memory()
+    one_arena()
     path, module, parsed = _parsed("run", arguments, RunOptions)
     options = dataclasses.asdict(parsed.options)
     _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds, parsed.options.mesh)

@@ -7,7 +7,6 @@ default, and a static name. `chain` composes strategies and optax transformation
 acts; `scheduled` lets an optimizer's learning rate follow the progress of the task.
 """
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -134,9 +133,11 @@ def never(arrays: Iterable[jax.Array]) -> jax.Array:
     An array is written in place where nothing reads it later, and copied first otherwise. Of a
     backward pass that reads the params, or a draw that reads a memory, XLA knows no order to the
     writing unless one needs the other's result (an optimization barrier is taken out too early).
+    The sort is there since nothing is computed anew behind it: XLA would repeat what is made of all
+    the arrays for each that waits, and compile for as long as their number squared.
     """
-    first = [array.ravel()[0] > jnp.inf for array in arrays if array.size]
-    return functools.reduce(jnp.logical_or, first, jnp.zeros((), bool))
+    first = [array.ravel()[0].astype(jnp.float32) for array in arrays if array.size]
+    return jnp.sort(jnp.stack(first))[0] > jnp.inf if first else jnp.zeros((), bool)
 
 
 def split(key: jax.Array | None, number: int) -> Sequence[jax.Array | None]:

@@ -17,6 +17,7 @@ import numpy as np
 from rich.console import Console
 
 from jcl import checkpoint, folder, report
+from jcl.allocator import keep_freed_memory
 from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, SaveError
 from jcl.experiment import Experiment, known, stage_name, stage_steps
 from jcl.learner import LearnerState, start_task
@@ -175,6 +176,7 @@ def _train(
                 )
             evaluate(state, "nothing")
             save(state)
+        keep_freed_memory()
         for stage in range(position.stage, len(lengths)):
             name = stage_name(experiment, stage)
             if position.step == 0:

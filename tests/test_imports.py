@@ -38,7 +38,8 @@ ALLOWED = {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
     "run": {
-        "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
+        "allocator", "checkpoint", "experiment", "folder", "learner", "program", "progress",
+        "report",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "plan", "report",
