@@ -50,7 +50,7 @@ def build(config: Config) -> jcl.Experiment:
         inner["where"] = "head/*"
     if config.method == "reptile":
         # Its inner steps are more than one, since one is no more than joint training.
-        meta_loss = jcl.reptile(loss_fn, steps=5, optimizer=optax.sgd(0.02))
+        meta_loss = jcl.reptile(loss_fn, steps=5, **inner)
         outer = optax.sgd(optax.linear_schedule(1.0, 0.0, config.meta_steps))
     else:
         meta_loss = jcl.maml(
