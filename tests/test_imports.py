@@ -29,20 +29,22 @@ ALLOWED = {
     "checkpoint": set(),
     "folder": set(),
     "progress": set(),
-    "report": {"folder", "metrics"},
+    "report": {"folder", "grid", "metrics"},
     "experiment": {"core", "data", "learner", "losses", "models"},
+    "grid": {"experiment"},
     "hlo": set(),
-    "plan": {"experiment", "hlo", "learner", "memory", "program", "sharding"},
-    "program": {"data", "experiment", "learner", "memory", "sharding"},
+    "plan": {"experiment", "grid", "hlo", "learner", "memory", "program", "sharding"},
+    "program": {"data", "experiment", "grid", "learner", "memory", "sharding"},
     "answer": {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
     "run": {
-        "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
+        "checkpoint", "experiment", "folder", "grid", "learner", "program", "progress", "report",
+        "sharding",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "plan", "report",
-        "run", "sharding", "strategies",
+        "allocator", "answer", "checkpoint", "data", "folder", "grid", "memory", "models", "plan",
+        "report", "run", "sharding", "strategies",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
