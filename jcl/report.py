@@ -145,7 +145,7 @@ def show(reports: Sequence[dict[str, Any]], console: Console) -> None:
     its settings, and all else of the best of them."""
     for report in reports:
         if "settings" in report:
-            table = Table(title=f"settings of {report['name']}", title_justify="left")
+            table = Table(title=f"{report['name']}, {_best(report)}", title_justify="left")
             head, rows = _settings(report)
             for column in head:
                 table.add_column(column, justify="right")
@@ -195,20 +195,23 @@ def _interval(report: dict[str, Any], name: str) -> str:
 
 
 def _settings(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The head and the rows of a grid's table: each setting's metrics, as far as any is defined."""
-    rows, by_setting = [], report["by_setting"]
-    defined = [name for name in METRICS if by_setting[0]["metrics"][name]["mean"] is not None]
-    for number, each in enumerate(by_setting):
-        values = [f"{value}" for value in each["setting"].values()]
-        means = [_interval(each, name) for name in defined]
-        rows.append([*values, *means, "best" if number == report["best"] else ""])
-    return [*by_setting[0]["setting"], *defined, ""], rows
+    """The head and the rows of a grid's table."""
+    by_setting, names = report["by_setting"], ("average_accuracy", "forgetting")
+    rows = [
+        [*map(str, each["setting"].values()), *(_interval(each, name) for name in names)]
+        for each in by_setting
+    ]
+    return [*by_setting[0]["setting"], *names], rows
+
+
+def _best(report: dict[str, Any]) -> str:
+    return f"best average accuracy: {shown(report['by_setting'][report['best']]['setting'])}"
 
 
 def _markdown(report: dict[str, Any]) -> str:
     if "settings" in report:
         whole, report = report, of_best(report)
-        lines = [f"# {whole['name']}: a grid of settings", "", *_table(*_settings(whole))]
+        lines = [f"# {whole['name']}, {_best(whole)}", "", *_table(*_settings(whole))]
         lines += ["", "Mean and 95 % interval over seeds. What follows is of the best setting."]
         lines += ["", f"## {_title(report)}", ""]
     else:

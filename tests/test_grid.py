@@ -72,7 +72,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
 
 
-@pytest.mark.parametrize("number", range(8) if ALL else (0, 3, 5, 6))
+@pytest.mark.parametrize("number", range(8) if ALL else (3, 4))
 def test_every_replica_equals_a_run_of_its_own(finished, number, tmp_path, one_device):
     setting, seed = SETTINGS[number // 2], number % 2
     flags = [word for field, value in setting.items() for word in (f"--{field}", value)]
@@ -87,16 +87,15 @@ def test_every_replica_equals_a_run_of_its_own(finished, number, tmp_path, one_d
 
 def test_it_is_one_program(finished):
     assert read(finished)["traces"] == {"step": 1, "consolidate": 1, "evaluate": 1}
-    ends = [leaf for path, leaf in leaves(finished).items() if path == "params/head/kernel"][0]
-    assert len({end.tobytes() for end in np.asarray(ends)}) == 8
+    ends = np.asarray(leaves(finished)["params/head"])  # by replica
+    assert len({end.tobytes() for end in ends}) == 8
 
 
 @pytest.mark.parametrize(
     ("flags", "tolerance"),
     [
         (["--replicas", "map"], BITWISE),
-        (["--replicas", "vmap"], {"rtol": 1e-3, "atol": 1e-4}),
-        (["--replicas", "map", "--device-data"], {"rtol": 1e-3, "atol": 1e-4}),
+        (["--replicas", "vmap", "--device-data"], {"rtol": 1e-4, "atol": 1e-5}),
     ],
 )
 def test_the_replicas_of_one_device(finished, flags, tolerance, tmp_path, one_device, capsys):
@@ -132,37 +131,23 @@ def test_replicas_that_are_no_multiple_of_the_devices_are_refused(tmp_path, caps
     assert not (tmp_path / "run").exists()
 
 
-class Stopped(BaseException):
-    """As a kill would, nothing catches it."""
+def test_from_an_earlier_checkpoint_it_ends_with_the_same_bits(finished, tmp_path, capsys):
+    place = Path(shutil.copytree(finished, tmp_path / "run"))
+    (place / "report.json").unlink()
+    shutil.rmtree(max((place / "checkpoints").iterdir()))  # its last task is still to come
+    assert command(place, *GRID) == 0
+    assert "going on from stage 1" in capsys.readouterr().out
+    assert read(place)["matrix"] == read(finished)["matrix"]
+    assert_same(leaves(place), leaves(finished), **BITWISE)
 
 
-def test_stopped_inside_a_task_it_ends_with_the_same_bits(finished, tmp_path, monkeypatch):
-    steps = iter(range(100))
-    add = jcl.run._StepLog.add
-
-    def stopping(*arguments):
-        if next(steps) == 9:
-            raise Stopped
-        add(*arguments)
-
-    arguments = (tmp_path / "run", *GRID, "--save-minutes", 1e-6)
-    with monkeypatch.context() as patched:
-        patched.setattr("jcl.run._StepLog.add", stopping)
-        with pytest.raises(Stopped):
-            command(*arguments)
-    assert not (tmp_path / "run" / "report.json").exists()
-    assert command(*arguments) == 0
-    assert read(tmp_path / "run")["matrix"] == read(finished)["matrix"]
-    assert_same(leaves(tmp_path / "run"), leaves(finished), **BITWISE)
-
-
-@pytest.mark.skipif(not ALL, reason="JCL_ALL_TESTS=1 kills a process")
+@pytest.mark.skipif(not ALL, reason="JCL_ALL_TESTS=1 kills processes, each with an own start")
 def test_killed_it_ends_with_the_same_bits(finished, tmp_path):
     arguments = [CONFIG, "--out", tmp_path / "run", *GRID, "--save-minutes", "0.0001"]
     for point, count in [("task", 3), ("save", 2), ("task", 5)]:
         killed = subprocess.run(
             [sys.executable, HERE / "killed.py", point, str(count), *map(str, arguments)],
-            capture_output=True, text=True,
+            capture_output=True, text=True, env=dict(os.environ),
         )  # fmt: skip
         assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert command(tmp_path / "run", *GRID) == 0
@@ -175,7 +160,6 @@ def test_killed_it_ends_with_the_same_bits(finished, tmp_path):
     [
         (["--grid", "rate=0.01,0.2", *GRID[2:]], "grid.rate was [0.01, 0.1] and is now"),
         (["--rate", "0.01", *GRID[2:]], "grid.rate was [0.01, 0.1] and is now 'absent'"),
-        ([*GRID[:4], "--seeds", "3"], "seeds was"),
     ],
 )
 def test_another_grid_does_not_go_on(finished, flags, message, capsys):
@@ -210,10 +194,12 @@ def test_the_report(finished, tmp_path, capsys):
     capsys.readouterr()
     assert main(["report", str(finished)]) == 0
     told, written = capsys.readouterr().out, (finished / "report.md").read_text()
-    name = f"ewc, {grid.shown(SETTINGS[report['best']])}"
+    name = grid.shown(SETTINGS[report["best"]])
     for text in (told, written):
-        assert f"{name}: accuracy" in text
-        assert text.count("best") >= 1
+        text = " ".join(text.split())  # a narrow table breaks its title
+        assert f"ewc, {name}: accuracy" in text
+        assert f"best average accuracy: {name}" in text
+        assert text.count(f"{means[0]:.3f} ±") >= 1
     assert written.count("| 0.01 | 100.0 |") == 1
 
 
@@ -236,7 +222,7 @@ def test_a_run_of_several_settings_has_no_params_to_go_on_from(finished, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["rates=0.1,0.2"], "no field 'rates'; its fields of numbers are rate, strength, width"),
+        (["rates=0.1,0.2"], "no field 'rates'; its fields of numbers are rate, warmup, strength"),
         (["method=ewc,naive"], "method is no field of numbers"),
         (["device-data=0,1"], "device_data is no field of numbers"),
         (["seed=0,1"], "give --seeds N"),
@@ -274,7 +260,8 @@ def test_what_is_wrong_with_the_config_is_not_laid_on_the_grid(tmp_path, capsys)
 
 def test_nothing_traced_stays_in_what_a_config_keeps():
     module = load_config(CONFIG)
-    replicas = _build(module.build, module.Config(), 1, {"rate": (0.1, 0.2)})
+    given = {"rate": (0.1, 0.2), "warmup": (0.0, 0.1)}
+    replicas = _build(module.build, module.Config(), 1, given)
     with jax.checking_leaks():
         Program(replicas)
     kept = module.stream(0.0).tasks[0].train.arrays()
@@ -286,7 +273,7 @@ def test_a_grid_of_one_setting_is_a_plain_run(tmp_path):
     module = load_config(CONFIG)
     replicas = _build(module.build, module.Config(), 1, {"rate": (0.5,)})
     assert str(replicas[0]) == "rate 0.5, seed 0"
-    assert Program(replicas).abstract.params["head"]["kernel"].shape == (6, 2)
+    assert Program(replicas).abstract.params["head"].shape == (6, 2)
 
 
 def test_settings_promote_as_numbers_of_python_do():

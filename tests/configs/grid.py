@@ -4,6 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -13,6 +15,7 @@ import jcl
 @dataclass(frozen=True)
 class Config:
     rate: float = 0.1
+    warmup: float = 0.0
     strength: float | None = None
     width: int = 6  # a shape of the state
     chunk: int = 1  # a shape inside consolidate
@@ -37,9 +40,23 @@ def stream(shift):
     return jcl.data.Stream("points", tuple(tasks))
 
 
+def perceptron(width):
+    def init(key):
+        key_body, key_head = jax.random.split(key)
+        return {
+            "body": jax.random.normal(key_body, (5, width)),
+            "head": jax.random.normal(key_head, (width, 2)),
+        }
+
+    def apply(params, inputs, key=None):
+        return jnp.tanh(inputs @ params["body"]) @ params["head"]
+
+    return jcl.models.Model(init, apply, None)
+
+
 def build(config):
-    model = jcl.models.mlp(jcl.models.MLPConfig(inputs=5, hidden=(config.width,), classes=2))
-    optimizer = jcl.scheduled(optax.adamw, jcl.cosine(config.rate))
+    model = perceptron(config.width)
+    optimizer = jcl.scheduled(optax.adamw, jcl.cosine(config.rate, warmup=config.warmup))
     strength = 1.0 if config.strength is None else config.strength
     parts = [jcl.replay(16, size=8), jcl.ewc(strength, chunk=config.chunk)]
     if config.clip < 1:
