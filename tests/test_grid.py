@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -284,3 +285,14 @@ def test_settings_promote_as_numbers_of_python_do():
     assert values["width"].dtype == jnp.int32
     products = jax.vmap(lambda each: each["rate"] * each["width"] * jnp.bfloat16(1))(values)
     assert products.dtype == jnp.bfloat16
+
+
+def test_a_run_of_before_there_were_grids_goes_on(finished):
+    description = folder.read_config(finished / "config.json")
+    now = {**description, "grid": None, "replicas": None}
+    before = {key: value for key, value in now.items() if key not in ("grid", "replicas")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        folder._compare(finished, before, now)
+    with pytest.raises(InputError, match="grid.rate was 'absent'"):
+        folder._compare(finished, before, description)
