@@ -73,7 +73,7 @@ def one_device(monkeypatch):
     monkeypatch.setattr(jax, "devices", lambda *_: devices)
 
 
-@pytest.mark.parametrize("number", range(8) if ALL else (3, 4))
+@pytest.mark.parametrize("number", range(8) if ALL else (5,))
 def test_every_replica_equals_a_run_of_its_own(finished, number, tmp_path, one_device):
     setting, seed = SETTINGS[number // 2], number % 2
     flags = [word for field, value in setting.items() for word in (f"--{field}", value)]
