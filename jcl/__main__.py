@@ -17,14 +17,15 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jcl import checks, sharding
+from jcl import checks, grid, sharding
 from jcl.allocator import one_arena
 from jcl.errors import InputError
 
 USAGE = """jcl: continual and online learning for language models
 
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
-                    [--mesh data=4,fsdp=2]
+                    [--mesh data=4,fsdp=2] [--replicas auto|vmap|map|pmap]
+                    [--grid FIELD=VALUE,VALUE ...]   all combinations, in one program
   jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
@@ -41,12 +42,18 @@ class RunOptions:
 
     Attributes:
         seeds: replicas trained in one program.
+        grid: a field of the config, a number, and the values to train it with, such as
+            learning_rate=1e-3,1e-2; may be given several times: all combinations, with every seed,
+            are replicas of one program.
+        replicas: how they share the devices: pmap gives every device its own, one or several; vmap
+            computes all of them together and map one after the other, each split over all devices;
+            auto is pmap where every device gets as many.
         out: the run folder; by default runs/<config>/<method>.
         fresh: start again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a task.
         cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
-            out; by default as many as the mesh has, else enough for several seeds to occupy every
-            core, 1 for one seed.
+            out; by default as many as the mesh has, else enough for several replicas to occupy
+            every core, 1 for one replica or where they are not dealt out.
         mesh: how the devices are arranged: data=8 splits batches and memories, data=4,fsdp=2 the
             params and all that is as large as well, tensor=2 the matmuls; by default all on data.
         deterministic: ask XLA for kernels that give the same bits at every run on a GPU, where it
@@ -54,6 +61,8 @@ class RunOptions:
     """
 
     seeds: int = 1
+    grid: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    replicas: sharding.Replicas = "auto"
     out: Path | None = None
     fresh: bool = False
     save_minutes: float = 5.0
@@ -167,7 +176,10 @@ def _run(arguments: list[str]) -> None:
     one_arena()
     path, module, parsed = _parsed("run", arguments, RunOptions)
     options = dataclasses.asdict(parsed.options)
-    _set_cpu_devices(options.pop("cpu_devices"), parsed.options.seeds, parsed.options.mesh)
+    options["grid"] = grid.read(module.Config, parsed.options.grid)
+    number = parsed.options.seeds * len(grid.settings(options["grid"]))
+    dealt = number if parsed.options.replicas in ("auto", "pmap") else 1
+    _set_cpu_devices(options.pop("cpu_devices"), dealt, parsed.options.mesh)
     if options.pop("deterministic"):
         _set_deterministic()
 
@@ -233,7 +245,8 @@ def _generate(arguments: list[str]) -> None:
 
 
 def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None) -> None:
-    """Small matmuls do not fill several cores, but several seeds do, each on a device of its own.
+    """Small matmuls do not fill several cores, but several seeds do, each on a device of its own;
+    so do the settings of a grid, which are counted among the seeds.
 
     What XLA_FLAGS or JAX's own setting says of the number of devices stays.
     """
@@ -332,6 +345,7 @@ def _memory(arguments: list[str]) -> None:
         if path.startswith(f"{part}/")
     }
     description = folder.read_config(options.run / "config.json")
+    folder.check_no_grid(options.run, description)
     seeds, known = description["seeds"], description.get("known", {})
     seed = seeds[0] if options.seed is None else options.seed
     if seed not in seeds:

@@ -53,6 +53,7 @@ def reopen(
     if not (run / "config.json").is_file():
         raise InputError(f"{run} is no run folder: there is no config.json in it.")
     description = folder.read_config(run / "config.json")
+    folder.check_no_grid(run, description)
     module = load(_config_file(run, description, config_file))
     experiment = module.build(_config(run, module.Config, description["config"]))
     functions = learner(
@@ -93,7 +94,9 @@ def learned_params(run: str | Path, seed: int) -> dict[str, jax.Array]:
             f"{run} is no folder of a finished run: there is no report.json in it. Start that run, "
             "or let it come to its end, first."
         )
-    seeds = folder.read_config(run / "config.json")["seeds"]
+    description = folder.read_config(run / "config.json")
+    folder.check_no_grid(run, description)
+    seeds = description["seeds"]
     if seed not in seeds:
         raise InputError(f"{run} has the seeds {seeds}, and not {seed}: run it for that seed too.")
     found = {

@@ -448,7 +448,7 @@ def cosine(peak: float, *, warmup: float = 0.0, floor: float = 0.0) -> Schedule:
     checks.number("cosine", "floor", floor)
 
     def schedule(progress):
-        rising = peak * progress / max(warmup, 1e-12)
+        rising = peak * progress / jnp.maximum(warmup, 1e-12)
         angle = jnp.pi * (progress - warmup) / (1 - warmup)
         falling = floor + (peak - floor) * 0.5 * (1 + jnp.cos(angle))
         return jnp.where(progress < warmup, rising, falling)

@@ -21,7 +21,8 @@ class Experiment:
     """One method on one stream.
 
     Where several seeds share one program, the model's init and the stream are each seed's own; the
-    loss, the strategy and the measure of the first seed serve all.
+    loss, the strategy and the measure of the first seed serve all. Where the settings of a grid do,
+    `build` is called with traced numbers as well, and may compute with them but not decide by them.
 
     Attributes:
         name: the method's, and its run folder's.

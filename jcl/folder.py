@@ -18,7 +18,7 @@ import platform
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
 PACKAGES = ("jcl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-IDENTITY = ("name", "config", "config_hash", "data", "seeds")
-MACHINE = ("versions", "devices", "mesh", "threads", "flags")
+IDENTITY = ("name", "config", "config_hash", "data", "seeds", "grid")
+MACHINE = ("versions", "devices", "mesh", "replicas", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
 CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
 
@@ -43,6 +43,8 @@ def describe(
     seeds: list[int],
     known: dict[str, Any],
     mesh: str | None = None,
+    replicas: str | None = None,
+    grid: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, Any]:
     """What config.json holds: the identity of the run, the machine that began it, and what is
     known of its numbers (classes, vocabulary, tokens of a text), for who reads them later."""
@@ -54,7 +56,8 @@ def describe(
         "config_file": str(config_file.resolve()),
         "config_hash": config_hash(config_file),
         "data": hashes,
-        "seeds": seeds,
+        "seeds": seeds,  # one for each replica; every setting of the grid has each
+        "grid": as_json(grid) or None,
         "known": as_json(known),
         "versions": {"python": platform.python_version()}
         | {package: importlib.metadata.version(package) for package in PACKAGES},
@@ -64,6 +67,7 @@ def describe(
             "count": len(devices),
         },
         "mesh": mesh,
+        "replicas": replicas,
         "threads": len(os.sched_getaffinity(0)),
         "flags": {
             name: value
@@ -243,6 +247,20 @@ def read_config(path: Path) -> dict[str, Any]:
             "install the version that wrote it, or name another folder with --out."
         )
     return found
+
+
+def check_no_grid(folder: Path, description: Mapping[str, Any]) -> None:
+    """Refuses a run of several settings where one is to be used.
+
+    Raises:
+        InputError: it is one.
+    """
+    if description.get("grid"):
+        fields = " and ".join(f"--{field.replace('_', '-')}" for field in description["grid"])
+        raise InputError(
+            f"{folder} holds a grid of settings: choose one by `jcl report {folder}`, run it by "
+            f"itself with its {fields}, and name that run's folder."
+        )
 
 
 def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 from jcl import hlo, memory
 from jcl.errors import InputError
 from jcl.experiment import Experiment
+from jcl.grid import Replica
 from jcl.learner import learner
 from jcl.program import Program, first_state
 from jcl.sharding import Placement, read_mesh
@@ -199,7 +200,7 @@ def show(plan: Plan, title: str, console: Console) -> None:
 
 
 def _compiled(experiment: Experiment, mesh: str) -> Compiled:
-    program = Program([dataclasses.replace(experiment, device_data=False)], mesh)
+    program = Program([Replica(dataclasses.replace(experiment, device_data=False))], mesh)
     lowered, batch = program.lowered_step()
     compiled = lowered.compile()
     told, done = compiled.memory_analysis(), hlo.work(compiled.as_text())

@@ -2,14 +2,14 @@
 
 import collections
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jcl import data, memory
+from jcl import data, grid, memory
 from jcl.errors import REMEDY, Diverged, InputError
 from jcl.experiment import (
     Experiment,
@@ -19,8 +19,9 @@ from jcl.experiment import (
     stage_name,
     stage_steps,
 )
+from jcl.grid import Replica
 from jcl.learner import Learner, LearnerState, by_index, learner, over_batches, over_seeds
-from jcl.sharding import Placement
+from jcl.sharding import Placement, Replicas
 
 
 class Call(NamedTuple):
@@ -33,31 +34,41 @@ class Call(NamedTuple):
 
 
 class Program:
-    """The compiled functions of a run, and the batches and states they work on."""
+    """The compiled functions of a run, and the batches and states they work on.
 
-    def __init__(self, experiments: list[Experiment], mesh: str | None = None):
-        self.experiments = experiments
-        first = experiments[0]
-        self._batch = _check_all(experiments)
+    Args:
+        replicas: what it trains together. The loss, the strategy and the measure of the first serve
+            all; where their settings differ they are made of the settings as traced numbers.
+        mesh: see `Placement`.
+        sharing: how several replicas share the devices: "pmap" gives every device its own, "vmap"
+            computes all of them together, "map" one after the other. "auto" is "pmap" where every
+            device gets as many. The replicas of one device share it as `seeds_by` says.
+
+    Raises:
+        InputError: the replicas cannot share one program, or cannot share the devices so.
+    """
+
+    def __init__(
+        self, replicas: Sequence[Replica], mesh: str | None = None, *, sharing: Replicas = "auto"
+    ):
+        self.experiments = experiments = [replica.experiment for replica in replicas]
+        self.replicas, first = replicas, experiments[0]
+        self._batch = _check_all(replicas)
         self._placement = Placement(
             first.batch_size,
             first.evaluation_batch_size or first.batch_size,
             seeds=len(experiments),
             mesh=mesh,
+            replicas=sharing,
         )
         self.mesh = self._placement.mesh
-        self._learner = learner(
-            self._placement.spread(first.loss_fn),
-            first.strategy,
-            measure=self._placement.spread(first.measure.function),
-        )
-        functions = self._learner
-        if first.device_data:
-            functions = functions._replace(
-                step=by_index(functions.step), evaluate=over_batches(functions.evaluate)
-            )
+        # Where the replicas differ in them, they stand beside every batch: (settings, batch).
+        settings = grid.stacked(replicas) if len(replicas) > 1 else {}
+        self._settings = jax.device_put(settings, self._placement.batch(1, whole=True))
+        plain, functions = self._of_settings(self._learner), self._of_settings(self._functions)
         if len(experiments) > 1:
-            functions = over_seeds(functions, by=first.seeds_by or _quickest())
+            by = sharing if sharing in ("vmap", "map") else first.seeds_by or _quickest()
+            plain, functions = over_seeds(plain), over_seeds(functions, by=by)
         with memory.shapes_alone():
             # Behind a function of its own: `initial`, which needs the files, is traced anew.
             shapes = jax.eval_shape(lambda: self._initial())
@@ -77,16 +88,93 @@ class Program:
         self._probe = jax.jit(jax.vmap(probe) if len(experiments) > 1 else probe)
         self._finite = jax.jit(_all_finite)
         # Traced on shapes, so that a strategy refuses what it must before anything is compiled.
-        plain = over_seeds(self._learner) if len(experiments) > 1 else self._learner
-        jax.eval_shape(plain.step, self.abstract, self._abstract_batch())
-        boundary = self._abstract_batch(first.boundary_batches)
-        jax.eval_shape(functions.consolidate, self.abstract, boundary)
+        if self._settings:
+            self._check_settings(plain)
+        else:
+            jax.eval_shape(plain.step, self.abstract, self._abstract_batch())
+            boundary = self._abstract_batch(first.boundary_batches)
+            jax.eval_shape(functions.consolidate, self.abstract, boundary)
 
-    def _abstract_batch(self, *leading: int) -> Any:
+    def _learner(self, experiment: Experiment) -> Learner:
+        """Of one replica."""
+        spread = self._placement.spread
+        return learner(
+            spread(experiment.loss_fn),
+            experiment.strategy,
+            measure=spread(experiment.measure.function),
+        )
+
+    def _functions(self, experiment: Experiment) -> Learner:
+        """Of one replica; they work on the experiment's batches as they are handed over."""
+        functions = self._learner(experiment)
+        if not experiment.device_data:
+            return functions
+        return functions._replace(
+            step=by_index(functions.step), evaluate=over_batches(functions.evaluate)
+        )
+
+    def _of_settings(self, make: Callable[[Experiment], Learner]) -> Learner:
+        """What `make` makes, of the first experiment or, inside the trace, of the traced settings:
+        then it takes (settings, batch) for a batch."""
+        plain, remake = make(self.experiments[0]), self.replicas[0].remake
+        if not self._settings or remake is None:
+            return plain
+
+        def of(name):
+            def function(state, given):
+                settings, batch = given
+                return getattr(make(remake(settings)), name)(state, batch)
+
+            return function
+
+        return Learner(plain.init, *map(of, Learner._fields[1:]))
+
+    def _check_settings(self, functions: Learner) -> None:
+        """Traces everything on shapes, with the settings as traced numbers.
+
+        Raises:
+            InputError: a field of the grid is used as more than a number.
+        """
+        first = self.experiments[0]
+        test = next(iter(evaluation_batches(first, first.stream.tasks[0])))
+        batch, boundary = self._abstract_batch(), self._abstract_batch(first.boundary_batches)
+
+        def trace(functions, *settings):
+            for function, of in (
+                (functions.step, batch),
+                (functions.consolidate, boundary),
+                (functions.evaluate, self._abstract_batch(of=test)),
+            ):
+                given = (*settings, of) if settings else of
+                shapes = jax.eval_shape(function, self.abstract, given)
+                state = shapes[0] if function is functions.step else shapes
+                if function is not functions.evaluate and _kinds(state) != _kinds(self.abstract):
+                    raise InputError("the learner's state would change in shape or type")
+
+        def fault(*settings):
+            try:
+                trace(functions, *settings)
+            except Exception as error:  # of the config or a library, which meet a tracer
+                return error
+
+        error = fault(self._settings)
+        if error is None:
+            return
+        alone = self._learner(first)
+        trace(over_seeds(alone) if len(self.experiments) > 1 else alone)  # what is wrong anyway
+        fields = [field for field, each in self._settings.items() if fault({field: each})]
+        names = " and ".join(fields or self._settings)
+        raise InputError(
+            f"--grid: {names} cannot be a number among others of one program, since the config or "
+            f"what it builds reads it to choose a structure, such as a shape or a branch: run each "
+            f"value by itself, with its own --out. (With a traced number: {_first_line(error)})"
+        ) from error
+
+    def _abstract_batch(self, *leading: int, of: Any = None) -> Any:
         seeds = (len(self.experiments),) if len(self.experiments) > 1 else ()
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((*seeds, *leading, *leaf.shape), leaf.dtype),
-            self._batch,
+            of or self._batch,
         )
 
     def lowered_step(self) -> tuple[Any, Any]:
@@ -188,11 +276,16 @@ class Program:
             )
 
     def _initial(self) -> LearnerState:
+        own = self._learner(self.experiments[0])
         states = [
-            first_state(experiment, self._learner, self._batch) for experiment in self.experiments
+            first_state(each, self._learner(each) if self._settings else own, self._batch)
+            for each in self.experiments
         ]
         if len(states) == 1:
             return states[0]
+        for replica, state in zip(self.replicas, states, strict=True):
+            if _kinds(state) != _kinds(states[0]):
+                raise _apart(self.replicas[0], replica, "the shapes of the learner's state")
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return stacked._replace(
             step=states[0].step, task_step=states[0].task_step, task_steps=states[0].task_steps
@@ -236,7 +329,11 @@ class Program:
             self.traces[name] += 1
             return function(*arguments)
 
-        return jax.jit(traced, donate_argnums=() if place is None else 0, out_shardings=place)
+        donated = () if place is None else 0
+        compiled = jax.jit(traced, donate_argnums=donated, out_shardings=place)
+        if not self._settings:
+            return compiled
+        return lambda state, batch: compiled(state, (self._settings, batch))
 
 
 def first_state(experiment: Experiment, functions: Learner, batch: Any) -> LearnerState:
@@ -273,22 +370,36 @@ def _all_finite(state: LearnerState) -> jax.Array:
     return jnp.all(jnp.stack(finite + [~jnp.any(jnp.isnan(leaf)) for leaf in floats]))
 
 
-def _check_all(experiments: list[Experiment]) -> Any:
-    """The abstract batch of all the seeds' experiments, which must agree in every shape."""
+def _kinds(state: LearnerState) -> Any:
+    return jax.tree.structure(state), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state)]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n")[0]
+
+
+def _apart(one: Replica, other: Replica, what: str) -> InputError:
+    return InputError(
+        f"The replicas ({one}) and ({other}) differ in {what}, so they cannot share one program: "
+        "run them one by one, each with its own settings (--seed, for a seed) and --out."
+    )
+
+
+def _check_all(replicas: Sequence[Replica]) -> Any:
+    """The abstract batch of all the replicas' experiments, which must agree in every shape."""
     shapes = [
         (
             check(experiment),
             stage_steps(experiment),
             [(task.name, len(task.test)) for task in experiment.stream.tasks],
         )
-        for experiment in experiments
+        for experiment in (replica.experiment for replica in replicas)
     ]
-    for experiment, found in zip(experiments, shapes, strict=True):
+    for replica, found in zip(replicas, shapes, strict=True):
         if found != shapes[0]:
-            raise InputError(
-                f"Seeds {experiments[0].seed} and {experiment.seed} differ in the "
-                "names of tasks, the shape of a batch, the steps of a stage or the examples of a "
-                "test, so they cannot share one program: run them one by one, each with its own "
-                "--seed and --out."
+            what = (
+                "the names of tasks, the shape of a batch, the steps of a stage or the examples of "
+                "a test"
             )
+            raise _apart(replicas[0], replica, what)
     return shapes[0][0]

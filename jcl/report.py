@@ -1,7 +1,7 @@
 """The proof: report.json, report.md and matrix.png of a run, and runs side by side."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jcl.errors import InputError
 from jcl.folder import write_json
+from jcl.grid import shown
 from jcl.metrics import METRICS, summary
 
 SCHEMA = 1
@@ -18,6 +19,7 @@ KEYS = (
     "schema", "name", "tasks", "measure", "higher_is_better", "seeds", "matrix", "metrics",
     "wall_seconds", "steps", "step_seconds_median", "traces", "config", "versions",
 )  # fmt: skip
+GRID_KEYS = ("settings", "by_setting", "best")  # of a run of several settings alone
 
 
 def make(
@@ -34,9 +36,15 @@ def make(
     traces: dict[str, int],
     config: dict[str, Any],
     versions: dict[str, str],
+    settings: Sequence[Mapping[str, float]] = (),
 ) -> dict[str, Any]:
-    """The content of report.json; matrix is [seed][row][task], row 0 before training."""
-    return {
+    """The content of report.json; matrix is [seed][row][task], row 0 before training.
+
+    Where the replicas of a grid differ in their settings, seeds, matrix and settings have one entry
+    for each replica. A mean over different settings is undefined; `by_setting` has each setting's
+    own, and `best` is the number of the one whose average accuracy is best.
+    """
+    report = {
         "schema": SCHEMA,
         "name": name,
         "tasks": tasks,
@@ -51,6 +59,42 @@ def make(
         "traces": traces,
         "config": config,
         "versions": versions,
+    }
+    return report if not any(settings) else report | _grid(report, settings)
+
+
+def _grid(report: dict[str, Any], settings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    of: dict[tuple[Any, ...], list[int]] = {}
+    for number, setting in enumerate(settings):
+        of.setdefault(tuple(setting.items()), []).append(number)
+    higher, matrix = report["higher_is_better"], np.asarray(report["matrix"])
+    by_setting = [
+        {"setting": dict(setting), "metrics": summary(matrix[numbers], higher_is_better=higher)}
+        for setting, numbers in of.items()
+    ]
+    averages = [each["metrics"]["average_accuracy"]["mean"] for each in by_setting]
+    undefined = {"mean": None, "ci95": None}
+    return {
+        "metrics": {name: each | undefined for name, each in report["metrics"].items()},
+        "settings": [dict(setting) for setting in settings],
+        "by_setting": by_setting,
+        "best": averages.index((max if higher else min)(averages)),
+    }
+
+
+def of_best(report: dict[str, Any]) -> dict[str, Any]:
+    """The report of a grid's best setting as if it had been run by itself; any other as it is."""
+    if "settings" not in report:
+        return report
+    best = report["by_setting"][report["best"]]
+    numbers = [n for n, setting in enumerate(report["settings"]) if setting == best["setting"]]
+    return {
+        **{name: value for name, value in report.items() if name not in GRID_KEYS},
+        "name": f"{report['name']}, {shown(best['setting'])}",
+        "config": report["config"] | best["setting"],
+        "metrics": best["metrics"],
+        "seeds": [report["seeds"][number] for number in numbers],
+        "matrix": [report["matrix"][number] for number in numbers],
     }
 
 
@@ -78,8 +122,9 @@ def read(folder: Path) -> dict[str, Any]:
     try:
         report = json.loads(path.read_text())
         schema = report["schema"]
-        if schema == SCHEMA and set(KEYS) - set(report):
-            raise ValueError(f"it lacks {', '.join(sorted(set(KEYS) - set(report)))}")
+        keys = {*KEYS, *(GRID_KEYS if "settings" in report else ())}
+        if schema == SCHEMA and keys - set(report):
+            raise ValueError(f"it lacks {', '.join(sorted(keys - set(report)))}")
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): name the folder of a finished run, such as "
@@ -96,7 +141,18 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def show(reports: Sequence[dict[str, Any]], console: Console) -> None:
-    """Prints each run's matrix, and a table of their metrics side by side."""
+    """Prints each run's matrix, and a table of their metrics side by side; of a grid the table of
+    its settings, and all else of the best of them."""
+    for report in reports:
+        if "settings" in report:
+            table = Table(title=f"{report['name']}, {_best(report)}", title_justify="left")
+            head, rows = _settings(report)
+            for column in head:
+                table.add_column(column, justify="right")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+    reports = [of_best(report) for report in reports]
     for report in reports:
         table = Table(title=_title(report), title_justify="left")
         for column in ("after", *report["tasks"]):
@@ -138,8 +194,28 @@ def _interval(report: dict[str, Any], name: str) -> str:
     return f"{metric['mean']:.3f}{interval}"
 
 
+def _settings(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of a grid's table."""
+    by_setting, names = report["by_setting"], ("average_accuracy", "forgetting")
+    rows = [
+        [*map(str, each["setting"].values()), *(_interval(each, name) for name in names)]
+        for each in by_setting
+    ]
+    return [*by_setting[0]["setting"], *names], rows
+
+
+def _best(report: dict[str, Any]) -> str:
+    return f"best average accuracy: {shown(report['by_setting'][report['best']]['setting'])}"
+
+
 def _markdown(report: dict[str, Any]) -> str:
-    lines = [f"# {_title(report)}", ""]
+    if "settings" in report:
+        whole, report = report, of_best(report)
+        lines = [f"# {whole['name']}, {_best(whole)}", "", *_table(*_settings(whole))]
+        lines += ["", "Mean and 95 % interval over seeds. What follows is of the best setting."]
+        lines += ["", f"## {_title(report)}", ""]
+    else:
+        lines = [f"# {_title(report)}", ""]
     lines += _table(["after", *report["tasks"]], _rows(report))
     lines += ["", "Mean over seeds " + ", ".join(map(str, report["seeds"])) + "."]
     lines += ["", "![matrix](matrix.png)", ""]
@@ -165,6 +241,7 @@ def _picture(path: Path, report: dict[str, Any]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    report = of_best(report)
     rows = _rows(report)
     mean = np.asarray(report["matrix"]).mean(axis=0)
     figure, axes = pyplot.subplots(

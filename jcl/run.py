@@ -6,6 +6,7 @@ save. Killed anywhere and started again it ends with the same bits.
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -20,9 +21,11 @@ from jcl import checkpoint, folder, report
 from jcl.allocator import keep_freed_memory
 from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, SaveError
 from jcl.experiment import Experiment, known, stage_name, stage_steps
+from jcl.grid import Grid, Replica, settings
 from jcl.learner import LearnerState, start_task
 from jcl.program import Program
 from jcl.progress import RunProgress
+from jcl.sharding import Replicas
 
 RATES_KEPT = 1000
 
@@ -60,6 +63,8 @@ def run(
     fresh: bool = False,
     save_minutes: float = 5.0,
     mesh: str | None = None,
+    replicas: Replicas = "auto",
+    grid: Grid | None = None,
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
@@ -73,6 +78,9 @@ def run(
         fresh: starts again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a stage.
         mesh: how the devices are arranged, such as "data=4,fsdp=2"; see `jcl.sharding`.
+        replicas: how several replicas share the devices; see `jcl.program.Program`.
+        grid: {field of the config: values}; every combination is trained with every seed, in the
+            same program.
         console: where progress is shown.
 
     Returns:
@@ -84,18 +92,19 @@ def run(
         checkpoint.SaveError: a checkpoint could not be written; those before it stay.
     """
     console = console or Console()
-    experiments = _build(build, config, seeds)
-    first = experiments[0]
+    program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
+    first = program.experiments[0]
     path = Path(out) if out else Path("runs") / config_file.stem / first.name
-    program = Program(experiments, mesh)
     description = folder.describe(
         name=first.name,
-        config=dataclasses.asdict(config),
+        config=dataclasses.asdict(dataclasses.replace(config, **settings(grid)[0])),
         config_file=config_file,
         hashes={task.name: task.hash for task in first.stream.tasks},
-        seeds=[experiment.seed for experiment in experiments],
+        seeds=[experiment.seed for experiment in program.experiments],
         known=known(first),
         mesh=program.mesh,
+        replicas=None if replicas == "auto" else replicas,
+        grid=grid,
     )
     with folder.opened(path, description, fresh=fresh):
         with contextlib.suppress(InputError):  # a damaged report is made again
@@ -163,6 +172,9 @@ def _train(
             progress.say(f"{path}: going on from {at}")
         else:
             progress.say(f"{path}: {sum(lengths)} steps, seeds {description['seeds']}")
+            for number, replica in enumerate(program.replicas):
+                if replica.setting:
+                    progress.say(f"replica {number}: {replica}")
             if program.whole:
                 shown = ", ".join(program.whole[:3]) + (", ..." if program.whole[3:] else "")
                 progress.say(
@@ -208,6 +220,7 @@ def _train(
             traces=position.traces,
             config=description["config"],
             versions=description["versions"],
+            settings=[replica.setting for replica in program.replicas],
         )
         try:
             report.write(path, finished)
@@ -279,22 +292,30 @@ def _check_finite(name: str, values: Any, where: str, remedy: str = REMEDY) -> N
         raise Diverged(f"{name} is {np.asarray(values)} at {where}: {remedy}")
 
 
-def _build(build: Callable[[Any], Experiment], config: Any, seeds: int) -> list[Experiment]:
+def _build(
+    build: Callable[[Any], Experiment], config: Any, seeds: int, grid: Grid | None = None
+) -> list[Replica]:
+    """Every setting of the grid with every seed."""
     if seeds < 1:
         raise InputError(f"--seeds {seeds}: at least one.")
-    if seeds == 1:
-        experiments = [build(config)]
-    elif hasattr(config, "seed"):
-        experiments = [
-            build(dataclasses.replace(config, seed=config.seed + number)) for number in range(seeds)
-        ]
-    else:
+    if seeds > 1 and not hasattr(config, "seed"):
         raise InputError(f"--seeds {seeds} needs a field `seed` in the config's Config.")
-    for experiment in experiments:
-        if not isinstance(experiment, Experiment):
-            raise InputError(
-                f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
-            )
-    if len({experiment.seed for experiment in experiments}) != seeds:
+    replicas = []
+    for setting in settings(grid):
+        for number in range(seeds):
+            seed = {"seed": config.seed + number} if seeds > 1 else {}
+            own = dataclasses.replace(config, **setting, **seed)
+            experiment = build(own)
+            if not isinstance(experiment, Experiment):
+                raise InputError(
+                    f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
+                )
+            remake = functools.partial(_remake, build, own)
+            replicas.append(Replica(experiment, setting, remake))
+    if len({replica.experiment.seed for replica in replicas}) != seeds:
         raise InputError("build(config) must hand config.seed on: Experiment(seed=config.seed).")
-    return experiments
+    return replicas
+
+
+def _remake(build: Callable[[Any], Experiment], config: Any, values: Any) -> Experiment:
+    return build(dataclasses.replace(config, **values))

@@ -9,23 +9,27 @@ tensor  the matmuls of a block, by columns and then by rows (Shoeybi et al. 2019
 Which leaf is split where, the ordered rules say: `PARAMS` by the path of a parameter, which every
 tree follows that repeats the params' paths (moments, importances, anchors, teachers), and `REST` by
 the path of whatever else the state holds. Several replicas, where no mesh is asked for, are dealt
-out over the devices if their number allows, each with its state and batches. On one device
-everything is the default placement.
+out over the devices if their number allows, each with its state and batches. This is what jax.pmap
+does, in the words that it is made of, `jax.shard_map` over a mesh of one axis inside `jax.jit`:
+pmap itself takes no more replicas than devices and has a mesh of its own for every function. On one
+device everything is the default placement.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jcl import paths
+from jcl import checks, paths
 from jcl.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
+
+Replicas = Literal["auto", "vmap", "map", "pmap"]  # how several share the devices
 
 Shape = tuple[int, ...]
 Sizes = Mapping[str, int]
@@ -121,22 +125,35 @@ class Placement:
         batch_sizes: of training and evaluation.
         seeds: replicas in one program.
         mesh: such as "data=4,fsdp=2"; by default all devices are on data, or seeds dealt out.
+        replicas: "pmap" deals them out over the devices, "vmap" and "map" do not, "auto" does where
+            their number allows.
 
     Attributes:
         dealt: whether every device has seeds of its own.
         mesh: what was asked for, the axes in their order; None where nothing was.
 
     Raises:
-        InputError: the mesh is not of as many devices as there are, or cannot split a batch.
+        InputError: the mesh is not of as many devices as there are, or cannot split a batch; or
+            replicas that are to be dealt out cannot be.
     """
 
-    def __init__(self, *batch_sizes: int, seeds: int = 1, mesh: str | None = None):
+    def __init__(
+        self,
+        *batch_sizes: int,
+        seeds: int = 1,
+        mesh: str | None = None,
+        replicas: Replicas = "auto",
+    ):
         devices = jax.devices()
+        checks.one_of("run", "replicas", replicas, get_args(Replicas))
+        if replicas == "pmap":
+            _check_dealt(seeds, len(devices), mesh)
         sizes = (
             {**dict.fromkeys(AXES, 1), "data": len(devices)} if mesh is None else read_mesh(mesh)
         )
         self.mesh = mesh and ",".join(f"{axis}={sizes[axis]}" for axis in AXES if sizes[axis] > 1)
-        self.dealt = mesh is None and len(devices) > 1 and seeds % len(devices) == 0
+        can_be = mesh is None and len(devices) > 1 and seeds % len(devices) == 0
+        self.dealt = can_be and replicas in ("auto", "pmap")
         self._leading = int(seeds > 1)
         self._sizes = sizes
         self._ways = math.prod(sizes[axis] for axis in BATCH)
@@ -273,6 +290,22 @@ class Placement:
             return PartitionSpec(*[None] * before, *rule.split(inner, self._sizes))
 
         return jax.tree_util.tree_map_with_path(spec, state)
+
+
+def _check_dealt(seeds: int, devices: int, mesh: str | None) -> None:
+    if mesh is not None:
+        raise InputError(
+            f"--replicas pmap gives every replica a device to itself and --mesh {mesh} splits each "
+            "over all devices: leave one of them out."
+        )
+    if seeds % devices:
+        fewer = max(number for number in range(1, devices) if seeds % number == 0)
+        raise InputError(
+            f"--replicas pmap: {seeds} {'replica is' if seeds == 1 else 'replicas are'} no "
+            f"multiple of the {devices} devices: make them {-(-seeds // devices) * devices} by "
+            f"--seeds or --grid, or let the process see {fewer} of the devices (on a CPU, "
+            f"--cpu-devices {fewer})."
+        )
 
 
 def _own(name: str, shape: Shape, params: Mapping[str, Shape]) -> str | None:

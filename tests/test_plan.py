@@ -16,6 +16,7 @@ import pytest
 import jcl
 from jcl import InputError, hlo, plan
 from jcl.__main__ import main
+from jcl.grid import Replica
 from jcl.program import Program
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -118,7 +119,7 @@ def test_a_plan_against_the_whole_program(monkeypatch):
     monkeypatch.setattr(plan, "DEPTHS", (1, 2))
     found = plan.plan(build, Config(layers=4), MESH)
     assert found.compiled == (1, 2)
-    compiled = Program([build(Config(layers=4))], MESH).lowered_step()[0].compile()
+    compiled = Program([Replica(build(Config(layers=4)))], MESH).lowered_step()[0].compile()
     told, done = compiled.memory_analysis(), hlo.work(compiled.as_text())
     batch, key, counters = 2 * (16 * 16 * 4) // 8, 8, 3 * 4
     state = found.params + found.optimizer + found.strategy + found.memory
