@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 import toy
+from everything import ALL
 
 import jcl
 from jcl import checkpoint
@@ -223,7 +224,6 @@ def rows_but(*left_out):
 
 rows = rows_but()
 rows_of_methods = rows_but(OPTIONS)
-ALL = bool(os.environ.get("JCL_ALL_TESTS"))
 rows_of_kinds = rows_of_methods if ALL else rows_but(TABLE.keys() - KINDS)
 rows_with_strength = rows_but(WITHOUT_STRENGTH, OPTIONS if ALL else TABLE.keys() - KINDS)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
+from everything import ALL
 
 import jcl
 from jcl import InputError
@@ -104,7 +105,7 @@ def one_by_one(model, params, steps):
     return tokens[0, LENGTH:]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "window"])
+@pytest.mark.parametrize("name", ["gpt2", "window"] if ALL else ["window"])
 def test_greedy_tokens_are_those_of_every_model_run_anew(name):
     """The loop with the cache against the one without."""
     model = MODELS[name]
@@ -433,7 +434,7 @@ def test_a_run_goes_on_with_a_text(naive, capsys):
     assert written(capsys, naive, "--prompt", "c", "--steps", "9", *narrow).out == "cdcdcdcdcd\n"
 
 
-@pytest.mark.parametrize("method", ["lora", "prompts"])
+@pytest.mark.parametrize("method", ["lora", "prompts"] if ALL else ["prompts"])
 def test_the_view_of_the_strategy_is_what_answers(method, config_file, capsys):
     """At the end, and after the first task, where `separate` begins again with the first params."""
     run = trained(config_file, method)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from everything import ALL
 
 import jcl
 from jcl import InputError, checkpoint, folder, grid
@@ -30,7 +31,6 @@ HERE = Path(__file__).parent
 CONFIG = HERE / "configs" / "grid.py"
 GRID = ["--grid", "rate=0.01,0.1", "--grid", "strength=1,100", "--seeds", "2"]
 SETTINGS = [{"rate": rate, "strength": own} for rate in (0.01, 0.1) for own in (1.0, 100.0)]
-ALL = bool(os.environ.get("JCL_ALL_TESTS"))
 
 
 def command(out, *arguments):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import resource
 import sys
 import tracemalloc
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from everything import ALL
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
@@ -107,7 +107,7 @@ def test_gpt2_equals_hugging_faces_with_padding(kind, tmp_path):
 @pytest.mark.slow
 def test_gpt2_small(tmp_path):
     """JCL_ALL_TESTS=1 takes all its layers and its longest input, in some minutes."""
-    layers, length = (12, 1024) if os.environ.get("JCL_ALL_TESTS") else (2, 16)
+    layers, length = (12, 1024) if ALL else (2, 16)
     parity = pytest.importorskip("parity", reason="PyTorch is absent: pip install torch==2.13.0")
     import transformers
 

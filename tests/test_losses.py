@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from everything import ALL
 
 import jcl
 from jcl import InputError
@@ -224,7 +225,12 @@ def perturbed(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "chunk"), [*((name, 12) for name in LANGUAGE_MODELS), ("gpt2", 1), ("gpt2", 1000)]
+    ("name", "chunk"),
+    [
+        *((name, 12) for name in (LANGUAGE_MODELS if ALL else ("gpt2", "bert", "lora"))),
+        ("gpt2", 1),
+        ("gpt2", 1000),
+    ],
 )
 def test_a_loss_in_chunks_is_the_loss(name, chunk):
     model = LANGUAGE_MODELS[name]()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from everything import ALL, costly
 
 import jcl
 from jcl import InputError
@@ -29,7 +29,6 @@ MODELS = {
 TOKENS = jax.random.randint(jax.random.key(0), (3, 16), 1, 61)
 every_model = pytest.mark.parametrize("name", MODELS)
 # Costly tests take one model of each family that differs in them; JCL_ALL_TESTS=1 takes every one.
-ALL = bool(os.environ.get("JCL_ALL_TESTS"))
 some_models = every_model if ALL else pytest.mark.parametrize("name", ["llama", "bert classes"])
 
 
@@ -252,6 +251,7 @@ def test_wrappers_act_once_on_blocks_that_run_again():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results)
 
 
+@costly
 def test_replicas_and_steps_in_bfloat16():
     """Over seeds as each alone, with replay, EWC, chunks of the loss and blocks that run again."""
     model = made("gpt2", precision=BFLOAT16, remat=True)
