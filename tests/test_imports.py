@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "jcl"
 # part: the parts of jcl it may import, errors and checks aside
 ALLOWED = {
     "errors": set(),
+    "stopping": set(),
     "checks": set(),
     "allocator": set(),
     "paths": set(),
@@ -39,6 +40,7 @@ ALLOWED = {
     },
     "run": {
         "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
+        "stopping",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "plan", "report",
