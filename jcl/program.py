@@ -192,10 +192,10 @@ class Program:
             f"A device ran out of memory ({str(error).splitlines()[0][:300]}). Of the run's state "
             f"it holds {sum(size for _, size in sizes):,} bytes, the largest being {shown}; "
             "activations and gradients come on top. Split the state over more devices (--mesh "
-            "fsdp=2), keep what enters a block alone (remat=True in the model's config), restrict a "
-            "strategy to some params (jcl.only), compute the logits in chunks "
-            "(jcl.losses.causal_lm(model, chunk=...)), or take a smaller batch or memory. `jcl plan` "
-            "says what a step would take."
+            "fsdp=2), keep what enters a block alone (remat=True in the model's config), restrict "
+            "a strategy to some params (jcl.only), compute the logits in chunks "
+            "(jcl.losses.causal_lm(model, chunk=...)), or take a smaller batch or memory. "
+            "`jcl plan` says what a step would take."
         )
 
     def check_finite(self, state: LearnerState, stage: int, step: int) -> None:

@@ -1,0 +1,255 @@
+"""Whatever ends a run, the same command goes on and ends with the same bits."""
+
+import json
+import os
+import random
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from forked import TINY, Runs
+
+from jcl import InputError, checkpoint, folder
+
+pytestmark = pytest.mark.xdist_group("faults")  # they share one process that forks
+ALL = bool(os.environ.get("JCL_ALL_TESTS"))
+METHOD = ("--method", "replay_ewc_si", "--epochs", "1")
+
+
+@pytest.fixture(scope="module")
+def runs():
+    runs = Runs()
+    yield runs
+    runs.close()
+
+
+@pytest.fixture(scope="module")
+def finished(runs, tmp_path_factory):
+    """A run that nothing disturbed, and the seconds that it took with every program compiled."""
+    place = tmp_path_factory.mktemp("runs")
+    for name in ("first", "second"):
+        done = runs("--out", place / name, "--save-minutes", "0", *METHOD)
+        assert done["code"] == 0, done["output"]
+    return place / "second", done["seconds"]
+
+
+def matrix(place):
+    return json.loads((place / "report.json").read_text())["matrix"]
+
+
+def plain(leaf):
+    return jax.random.key_data(leaf) if "key" in str(leaf.dtype) else leaf
+
+
+def assert_same_end(found, expected):
+    assert (found / "metrics.jsonl").read_text() == (expected / "metrics.jsonl").read_text()
+    assert matrix(found) == matrix(expected)
+    one, other = (checkpoint.read(place / "checkpoints") for place in (found, expected))
+    assert one.keys() == other.keys()
+    for path, leaf in one.items():
+        np.testing.assert_array_equal(*map(plain, (leaf, other[path])), err_msg=path)
+    assert not list((found / "checkpoints").glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp_path):
+    """Ten kills, a hundred with JCL_ALL_TESTS=1; every other process has a clock that falls."""
+    expected, seconds = finished
+    draw, left, number, places = random.Random(0), 100 if ALL else 10, 0, set()
+    while True:
+        place = tmp_path / str(number)
+        arguments = ("--out", place, "--save-minutes", "0", *METHOD)
+        moment = draw.uniform(0, seconds) if left else None
+        done = runs(*arguments, seconds=moment, falling=left % 2 == 1)
+        if done["code"] == 0:
+            assert_same_end(place, expected)
+            if not left:
+                break
+            number += 1  # it came to its end before the moment: another run is to be killed
+            continue
+        assert done["code"] == -9, done["output"]
+        left -= 1
+        places.add((number, *sorted(path.name for path in place.glob("checkpoints/*"))))
+    assert len(places) >= (40 if ALL else 4)  # the kills fell on runs that stood at other points
+
+
+@pytest.mark.slow
+def test_a_signal_leaves_a_checkpoint_and_a_second_one_ends_it_at_once(runs, finished, tmp_path):
+    arguments = ("--out", tmp_path / "run", *METHOD)
+    for number, (count, name) in enumerate([(5, "SIGTERM"), (4, "SIGINT")]):
+        done = runs(*arguments, point="task", count=count, signals=[name])
+        assert done["code"] == os.EX_TEMPFAIL == 75, done["output"]
+        step = (5, 9)[number]
+        where = f"stopped by {name} at stage 0, step {step}; the same command goes on"
+        assert where in done["output"]
+        assert "one more checkpoint" in done["output"]
+    again = runs(*arguments, point="task", count=3, signals=["SIGTERM", "SIGTERM"])
+    assert again["code"] == -15
+    done = runs(*arguments)
+    assert done["code"] == 0, done["output"]
+    assert "going on from stage 0, step 9" in done["output"]
+    assert_same_end(tmp_path / "run", finished[0])
+
+
+def test_a_signal_in_the_last_evaluation_lets_the_run_end(runs, finished, tmp_path):
+    done = runs(
+        "--out", tmp_path / "run", *METHOD, point="evaluation", count=20, signals=["SIGTERM"]
+    )
+    assert done["code"] == 0, done["output"]
+    assert_same_end(tmp_path / "run", finished[0])
+
+
+def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_anew(runs, finished, tmp_path):
+    place, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    arguments = ("--out", place, *METHOD)
+    done = runs(*arguments, point="task", count=5, moved=[str(place), str(elsewhere)])
+    assert done["code"] == 1, done["output"]
+    assert "could not be written" in done["output"]
+    assert "bring it back" in done["output"]
+    assert not place.exists()
+    elsewhere.rename(place)
+    assert runs(*arguments)["code"] == 0
+    assert_same_end(place, finished[0])
+
+
+def test_metrics_that_were_removed_are_noticed(tmp_path):
+    lines = folder.MetricsFile(tmp_path, 0)
+    lines.write(kind="step")
+    assert lines.offset() == (tmp_path / "metrics.jsonl").stat().st_size
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(checkpoint.SaveError, match="removed while the run went on"):
+        lines.offset()
+    lines.close()
+
+
+def test_a_thread_of_the_loader_that_fails_says_what_and_where(runs, finished, tmp_path):
+    arguments = ("--out", tmp_path / "run", *METHOD)
+    # The first batch of each of the three stages is built when the run is checked.
+    done = runs(*arguments, point="batch", count=8, error=["ValueError", "a broken block"])
+    assert done["code"] == 1, done["output"]
+    found = re.search(r"batch (\d) of 'vowels' could not be built: (.*) \(in", done["output"])
+    assert found, done["output"]
+    assert found.group(2) == "ValueError: a broken block"
+    assert runs(*arguments)["code"] == 0
+    assert_same_end(tmp_path / "run", finished[0])
+
+
+def test_out_of_memory_names_the_largest_trees_and_the_remedies(runs, finished, tmp_path):
+    arguments = ("--out", tmp_path / "run", *METHOD)
+    text = "RESOURCE_EXHAUSTED: Out of memory allocating 123456 bytes."
+    done = runs(*arguments, point="task", count=5, error=["JaxRuntimeError", text])
+    assert done["code"] == 1, done["output"]
+    said = done["output"].replace("\n", " ")
+    size = 2 * 258 * 16 * 4  # of the params: a table and an output
+    assert "Out of memory allocating 123456 bytes" in said
+    for tree in ("params", "strategy/1/importance", "strategy/1/anchor", "strategy/2/0/mu"):
+        assert f"{tree} {size:,} bytes" in said, tree
+    for remedy in ("fsdp", "remat=True", "jcl.only", "chunk="):
+        assert remedy in said
+    done = runs(*arguments, point="task", count=5, error=["JaxRuntimeError", "INTERNAL: else"])
+    assert "JaxRuntimeError" in done["output"]  # any other error keeps its traceback
+    assert runs(*arguments)["code"] == 0
+    assert_same_end(tmp_path / "run", finished[0])
+
+
+def edited(path, *pairs):
+    """The tiny config with other words."""
+    text = TINY.read_text()
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+SPOILED = (
+    "loss_fn=jcl.losses.causal_lm(net.apply)",
+    "loss_fn=lambda params, batch, key: spoil(jcl.losses.causal_lm(net.apply)(params, batch, key),"
+    " batch)",
+)
+
+
+def spoiling(when):
+    """A loss that is not a number where the first token of the batch says so."""
+    return (
+        "def build(",
+        "def spoil(found, batch):\n"
+        f"    spoiled = {when}\n"
+        "    return jnp.where(spoiled, jnp.nan, found[0]), found[1]\n\n\ndef build(",
+    )
+
+
+SKIPPING = (
+    "strategy=jcl.chain(*(parts if \"ewc\" in config.method else []), optimizer, *path)",
+    "strategy=jcl.skip_nonfinite(\n"
+    "            jcl.chain(*(parts if \"ewc\" in config.method else []), optimizer, *path), most=6\n"
+    "        )",
+)  # fmt: skip
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted(runs, tmp_path):
+    when = "batch['inputs'][0, 0] % 7 == 0"
+    config = edited(tmp_path / "skipping.py", SPOILED, spoiling(when), SKIPPING)
+    place = tmp_path / "run"
+    done = runs("--out", place, *METHOD, config=config)
+    assert done["code"] == 0, done["output"]
+    leaves = checkpoint.read(place / "checkpoints")
+    skipped = int(leaves["strategy/skipped"])
+    assert skipped > 3
+    assert all(np.isfinite(leaf).all() for path, leaf in leaves.items() if "params" in path)
+    lines = (place / "metrics.jsonl").read_text()
+    assert "NaN" not in lines
+    assert '"skipped": [' in lines
+
+
+def test_too_many_in_a_row_stop_the_run(runs, tmp_path):
+    when = "batch['inputs'][0, 0] >= 0"
+    config = edited(tmp_path / "skipping.py", SPOILED, spoiling(when), SKIPPING)
+    done = runs("--out", tmp_path / "run", *METHOD, config=config)
+    assert done["code"] == 1, done["output"]
+    assert re.search(r"loss is \[?nan\]? at task vowels, step 7: ", done["output"])
+    assert "jcl.skip_nonfinite" in done["output"]
+
+
+def test_a_data_file_that_changed_is_refused_by_name(tmp_path):
+    description = {
+        "schema": 1, "name": "naive", "config": {}, "config_hash": "c", "seeds": [0],
+        "data": {"english": "1234", "german": "abcd"},
+    }  # fmt: skip
+    with folder.opened(tmp_path, description, fresh=False):
+        (tmp_path / "checkpoints" / "000000").mkdir(parents=True)
+    changed = description | {"data": {"english": "1234", "german": "ffff"}}
+    with (
+        pytest.raises(InputError, match=r"data.german was 'abcd' and is now 'ffff'.*--fresh"),
+        folder.opened(tmp_path, changed, fresh=False),
+    ):
+        pass
+    assert "abcd" in (tmp_path / "config.json").read_text()
+
+
+def test_a_run_folder_of_an_older_schema_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"schema": 0}')
+    with pytest.raises(InputError, match=r"schema 0, older than 1.*--fresh"):
+        folder.read_config(tmp_path / "config.json")
+
+
+def test_no_clock_that_can_jump_is_read():
+    """The wall clock may be set back at any time; see also the clocks of the kills above."""
+    found = [
+        path
+        for path in (TINY.parent.parent.parent / "jcl").rglob("*.py")
+        if re.search(r"\btime\.time\(|\btime_ns\(|datetime", path.read_text())
+    ]
+    assert not found
+
+
+def test_more_checkpoints_are_kept_on_demand(finished, runs, tmp_path):
+    done = runs("--out", tmp_path / "run", *METHOD, "--keep", "4")
+    assert done["code"] == 0, done["output"]
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 4
+    done = runs("--out", tmp_path / "other", *METHOD, "--keep", "0")
+    assert done["code"] == 1
+    assert "--keep=0): a whole number, at least 1" in done["output"]
+    shutil.rmtree(tmp_path / "run")
