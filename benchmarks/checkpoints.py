@@ -8,9 +8,10 @@ state donated). A window is so many steps as take `--seconds` without a save. Wi
 with one take turns (A B A B ...); a save begins at the first step of its window and the window ends
 when it is written. The share is what a window with a save takes longer, over a window without,
 medians of the windows; beside it stands what a save would be of 120 s where `--seconds` is less.
-The stall is the longest step of a window with a save less that of one without, and a save that waits
-for the disk is no stall. The disk is that of `--folder`, by default the system's for temporary
-files; the size of a checkpoint and the seconds until it is complete are printed with it.
+The longest step of a window with a save, beside that of one without, is what the run stood still:
+the copy of the state, and steps that share the cores with the writing. The disk is that of
+`--folder`, by default the system's for temporary files; the size of a checkpoint and the seconds
+that one takes by itself are printed with it.
 
 `--tiny` shows that the script runs, in seconds, and its figures mean nothing. Run it on an idle
 machine with as many cores as the run will have.
@@ -147,11 +148,12 @@ def show(size, found):
     more = median["with"] - median["without"]
     share = more / median["without"]
     told = "met" if more / EVERY <= AIM else "MISSED"
-    print(f"\n{size}: {found['steps']} steps a window, {len(found['windows']['with'])} of each kind")
+    number = len(found["windows"]["with"])
+    print(f"\n{size}: {found['steps']} steps a window, {number} windows of each kind")
     print(f"  a window without a save   {median['without']:9.2f} s")
     print(f"  a window with one         {median['with']:9.2f} s   {share:+.1%}")
-    print(f"  a save costs              {more:9.2f} s   {more / EVERY:+.1%} of {EVERY:.0f} s", end="")
-    print(f"; aim {AIM:.0%}: {told}")
+    costs = f"{more:9.2f} s   {more / EVERY:+.1%} of {EVERY:.0f} s"
+    print(f"  a save costs              {costs}; aim {AIM:.0%}: {told}")
     print(f"  the longest step without  {longest['without']:9.3f} s")
     print(f"  and with                  {longest['with']:9.3f} s")
     print(f"  one save alone            {found['alone']:9.2f} s   {found['bytes'] / 1e6:,.1f} MB")

@@ -1,7 +1,7 @@
 """Runs that end in every way, each in a fork of one process that has imported everything already.
 
-As a script it is the server: a line of JSON in, what became of the run as a line of JSON out. A fork
-costs a tenth of a process of its own, which makes a hundred kills bearable.
+As a script it is the server: a line of JSON in, what became of the run as a line of JSON out. A
+fork spares a run the imports, which makes a hundred kills bearable.
 """
 
 import itertools
@@ -57,8 +57,8 @@ class Runs:
 
 
 class Child:
-    """What happens in the fork before it runs: at the `count`-th pass of a `point` it gets the
-    `signals`, or its folder is `moved`, or an `error` is raised there; its clock may be `falling`."""
+    """What happens to the run in a fork: at the `count`-th pass of a `point` it gets the `signals`,
+    or its folder is `moved`, or an `error` is raised there; its clock may be `falling`."""
 
     def __init__(self, *, point=None, count=1, signals=(), moved=None, error=None, falling=False):
         self._left, self._signals = iter(range(count - 1, -1, -1)), signals

@@ -181,12 +181,8 @@ def spoiling(when):
     )
 
 
-SKIPPING = (
-    "strategy=jcl.chain(*(parts if \"ewc\" in config.method else []), optimizer, *path)",
-    "strategy=jcl.skip_nonfinite(\n"
-    "            jcl.chain(*(parts if \"ewc\" in config.method else []), optimizer, *path), most=6\n"
-    "        )",
-)  # fmt: skip
+PARTS = 'jcl.chain(*(parts if "ewc" in config.method else []), optimizer, *path)'
+SKIPPING = (f"strategy={PARTS}", f"strategy=jcl.skip_nonfinite({PARTS}, most=6)")
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted(runs, tmp_path):
