@@ -131,9 +131,7 @@ def training(config, batch_size, length):
         for each in tokens.astype(np.int32)
     ]
     model = jcl.models.gpt2(config)
-    strategy = jcl.chain(
-        jcl.replay(capacity=100, size=batch_size), jcl.ewc(1.0), optax.adamw(1e-4)
-    )
+    strategy = jcl.chain(jcl.replay(capacity=100, size=batch_size), jcl.ewc(1.0), optax.adamw(1e-4))
     learner = jcl.learner(jcl.losses.causal_lm(model.apply), strategy)
     params = jax.jit(model.init)(jax.random.key(0))
     state = learner.init(jax.random.key(1), params, batches[0])

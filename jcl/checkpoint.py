@@ -91,8 +91,8 @@ class Saver:
             writing.result()
 
     def _copied(self, state: Any) -> Any:
-        """On a CPU Orbax reads the arrays themselves while it writes, and the next step overwrites
-        them; from another device it copies them before it returns."""
+        """On a CPU Orbax reads the run's own arrays while it writes, and the next step gets them as
+        a donation; from another device it copies them before it returns."""
         if jax.default_backend() != "cpu":
             return state
         if self._copy is None:

@@ -26,7 +26,8 @@ class Stopping:
             self._before = {
                 each: signal.signal(each, self._note)
                 for each in SIGNALS
-                if signal.getsignal(each) is not signal.SIG_IGN  # as nohup and a shell's & ask
+                # Ignored, as nohup and the & of a shell ask, they stay so.
+                if signal.getsignal(each) not in (signal.SIG_IGN, None)
             }
         return self
 

@@ -99,6 +99,8 @@ def falls(start):
 
 def serve():
     import killed  # noqa: F401, and with it all of jcl
+    import matplotlib.pyplot  # noqa: F401, a third of what a small run takes
+
     from jcl.__main__ import main
 
     for line in sys.stdin:

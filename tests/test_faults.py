@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 
 import jax
 import numpy as np
@@ -12,10 +11,11 @@ import pytest
 from forked import TINY, Runs
 
 from jcl import InputError, checkpoint, folder
+from jcl.__main__ import main
 
 pytestmark = pytest.mark.xdist_group("faults")  # they share one process that forks
 ALL = bool(os.environ.get("JCL_ALL_TESTS"))
-METHOD = ("--method", "replay_ewc_si", "--epochs", "1")
+METHOD = ("--method", "replay_ewc_si", "--steps", "6")
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,12 @@ def runs():
 
 @pytest.fixture(scope="module")
 def finished(runs, tmp_path_factory):
-    """A run that nothing disturbed, and the seconds that it took with every program compiled."""
-    place = tmp_path_factory.mktemp("runs")
-    for name in ("first", "second"):
-        done = runs("--out", place / name, "--save-minutes", "0", *METHOD)
-        assert done["code"] == 0, done["output"]
-    return place / "second", done["seconds"]
+    """A run that nothing disturbed, and the seconds that it took; half of them went to compiling,
+    of which the others are spared."""
+    place = tmp_path_factory.mktemp("runs") / "run"
+    done = runs("--out", place, "--save-minutes", "0", "--keep", "4", *METHOD)
+    assert done["code"] == 0, done["output"]
+    return place, done["seconds"]
 
 
 def matrix(place):
@@ -57,11 +57,11 @@ def assert_same_end(found, expected):
 def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp_path):
     """Ten kills, a hundred with JCL_ALL_TESTS=1; every other process has a clock that falls."""
     expected, seconds = finished
-    draw, left, number, places = random.Random(0), 100 if ALL else 10, 0, set()
+    draw, left, number, places = random.Random(0), 100 if ALL else 5, 0, set()
     while True:
         place = tmp_path / str(number)
         arguments = ("--out", place, "--save-minutes", "0", *METHOD)
-        moment = draw.uniform(0, seconds) if left else None
+        moment = draw.uniform(0, seconds / 2) if left else None
         done = runs(*arguments, seconds=moment, falling=left % 2 == 1)
         if done["code"] == 0:
             assert_same_end(place, expected)
@@ -78,18 +78,18 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp
 @pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_and_a_second_one_ends_it_at_once(runs, finished, tmp_path):
     arguments = ("--out", tmp_path / "run", *METHOD)
-    for number, (count, name) in enumerate([(5, "SIGTERM"), (4, "SIGINT")]):
+    for number, (count, name) in enumerate([(3, "SIGTERM"), (2, "SIGINT")]):
         done = runs(*arguments, point="task", count=count, signals=[name])
         assert done["code"] == os.EX_TEMPFAIL == 75, done["output"]
-        step = (5, 9)[number]
+        step = (3, 5)[number]
         where = f"stopped by {name} at stage 0, step {step}; the same command goes on"
         assert where in done["output"]
         assert "one more checkpoint" in done["output"]
-    again = runs(*arguments, point="task", count=3, signals=["SIGTERM", "SIGTERM"])
+    again = runs(*arguments, point="task", count=1, signals=["SIGTERM", "SIGTERM"])
     assert again["code"] == -15
     done = runs(*arguments)
     assert done["code"] == 0, done["output"]
-    assert "going on from stage 0, step 9" in done["output"]
+    assert "going on from stage 0, step 5" in done["output"]
     assert_same_end(tmp_path / "run", finished[0])
 
 
@@ -132,8 +132,6 @@ def test_a_thread_of_the_loader_that_fails_says_what_and_where(runs, finished, t
     found = re.search(r"batch (\d) of 'vowels' could not be built: (.*) \(in", done["output"])
     assert found, done["output"]
     assert found.group(2) == "ValueError: a broken block"
-    assert runs(*arguments)["code"] == 0
-    assert_same_end(tmp_path / "run", finished[0])
 
 
 def test_out_of_memory_names_the_largest_trees_and_the_remedies(runs, finished, tmp_path):
@@ -148,10 +146,6 @@ def test_out_of_memory_names_the_largest_trees_and_the_remedies(runs, finished, 
         assert f"{tree} {size:,} bytes" in said, tree
     for remedy in ("fsdp", "remat=True", "jcl.only", "chunk="):
         assert remedy in said
-    done = runs(*arguments, point="task", count=5, error=["JaxRuntimeError", "INTERNAL: else"])
-    assert "JaxRuntimeError" in done["output"]  # any other error keeps its traceback
-    assert runs(*arguments)["code"] == 0
-    assert_same_end(tmp_path / "run", finished[0])
 
 
 def edited(path, *pairs):
@@ -176,6 +170,7 @@ def spoiling(when):
     return (
         "def build(",
         "def spoil(found, batch):\n"
+        "    token = batch['inputs'][0, 0]\n"
         f"    spoiled = {when}\n"
         "    return jnp.where(spoiled, jnp.nan, found[0]), found[1]\n\n\ndef build(",
     )
@@ -185,28 +180,22 @@ PARTS = 'jcl.chain(*(parts if "ewc" in config.method else []), optimizer, *path)
 SKIPPING = (f"strategy={PARTS}", f"strategy=jcl.skip_nonfinite({PARTS}, most=6)")
 
 
-def test_steps_that_are_not_finite_are_left_out_and_counted(runs, tmp_path):
-    when = "batch['inputs'][0, 0] % 7 == 0"
+def test_steps_that_are_not_finite_are_left_out_and_counted_and_too_many_stop_the_run(
+    runs, tmp_path
+):
+    sign = "((token < 48) | (token >= 60) & (token < 63))"  # of the third task: every batch
+    when = f"(token % 7 == 0) | {sign}"
     config = edited(tmp_path / "skipping.py", SPOILED, spoiling(when), SKIPPING)
-    place = tmp_path / "run"
-    done = runs("--out", place, *METHOD, config=config)
-    assert done["code"] == 0, done["output"]
-    leaves = checkpoint.read(place / "checkpoints")
-    skipped = int(leaves["strategy/skipped"])
-    assert skipped > 3
-    assert all(np.isfinite(leaf).all() for path, leaf in leaves.items() if "params" in path)
-    lines = (place / "metrics.jsonl").read_text()
-    assert "NaN" not in lines
-    assert '"skipped": [' in lines
-
-
-def test_too_many_in_a_row_stop_the_run(runs, tmp_path):
-    when = "batch['inputs'][0, 0] >= 0"
-    config = edited(tmp_path / "skipping.py", SPOILED, spoiling(when), SKIPPING)
-    done = runs("--out", tmp_path / "run", *METHOD, config=config)
+    done = runs("--out", tmp_path / "run", "--steps", "8", config=config)
     assert done["code"] == 1, done["output"]
-    assert re.search(r"loss is \[?nan\]? at task vowels, step 7: ", done["output"])
+    assert re.search(r"loss is [?nan]? at task signs, step 7: ", done["output"])
     assert "jcl.skip_nonfinite" in done["output"]
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "NaN" not in lines
+    leaves = checkpoint.read(tmp_path / "run" / "checkpoints")  # of the end of the second task
+    assert int(leaves["task_step"]) == 0
+    assert int(leaves["strategy/skipped"]) > 1
+    assert all(np.isfinite(leaf).all() for path, leaf in leaves.items() if "params" in path)
 
 
 def test_a_data_file_that_changed_is_refused_by_name(tmp_path):
@@ -241,11 +230,7 @@ def test_no_clock_that_can_jump_is_read():
     assert not found
 
 
-def test_more_checkpoints_are_kept_on_demand(finished, runs, tmp_path):
-    done = runs("--out", tmp_path / "run", *METHOD, "--keep", "4")
-    assert done["code"] == 0, done["output"]
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 4
-    done = runs("--out", tmp_path / "other", *METHOD, "--keep", "0")
-    assert done["code"] == 1
-    assert "--keep=0): a whole number, at least 1" in done["output"]
-    shutil.rmtree(tmp_path / "run")
+def test_as_many_checkpoints_are_kept_as_asked_for(finished, capsys):
+    assert len(list((finished[0] / "checkpoints").iterdir())) == 4
+    assert main(["run", str(TINY), "--keep", "0"]) == 1
+    assert "--keep=0): a whole number, at least 1" in capsys.readouterr().err

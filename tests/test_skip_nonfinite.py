@@ -10,8 +10,7 @@ import toy
 import jcl
 from jcl import InputError
 
-PARTS = (jcl.replay(capacity=24, size=8), jcl.ewc(0.5), optax.adamw(1e-2), jcl.si(0.1))
-CHAIN = jcl.chain(*PARTS)
+CHAIN = jcl.chain(jcl.replay(capacity=24, size=8), optax.adamw(1e-2))
 POISON = toy.batch(5) | {"inputs": toy.batch(5)["inputs"].at[3, 2].set(jnp.nan)}
 
 
@@ -19,7 +18,6 @@ class Compiled:
     def __init__(self, strategy):
         self.traces = 0
         self.learner = jcl.learner(toy.loss_fn, strategy)
-        self.consolidate = jax.jit(self.learner.consolidate, donate_argnums=0)
 
         def step(state, batch):
             self.traces += 1
@@ -46,8 +44,6 @@ def test_where_all_is_finite_nothing_changes(skipping):
         state = functions.begin()
         for number in range(3):
             state, metrics = functions.step(state, toy.batch(number))
-        state = functions.consolidate(state, toy.stacked())
-        state, metrics = functions.step(state, toy.batch(3))
         ends.append((state, metrics))
     (expected, told), (state, metrics) = ends
     assert {key: int(metrics.pop(key)) for key in ("skipping", "skipped")} == {
@@ -61,7 +57,7 @@ def test_where_all_is_finite_nothing_changes(skipping):
 def test_a_poisoned_step_leaves_nothing_behind_and_is_counted(skipping):
     state = skipping.begin()
     state, _ = skipping.step(state, toy.batch(0))
-    kept = jax.device_get((state.params, state.strategy.inner))
+    kept = jax.tree.map(np.array, (state.params, state.strategy.inner))  # no views: donated next
     key = jax.random.key_data(state.key)
     for number in (1, 2):
         given = state
@@ -112,18 +108,34 @@ def test_a_step_or_a_state_that_is_no_number_counts_though_the_loss_is_one(spoil
     assert np.isfinite(state.strategy.inner[1])
 
 
-def test_each_seed_leaves_out_its_own_steps(skipping):
-    several = jcl.over_seeds(skipping.learner)
+def test_each_seed_leaves_out_its_own_steps():
+    one = jcl.learner(toy.loss_fn, jcl.skip_nonfinite(optax.sgd(0.1), most=2))
+    several = jcl.over_seeds(one)
     params = jax.vmap(toy.initial)(jax.random.split(jax.random.key(0), 2))
     stack = lambda *batches: jax.tree.map(lambda *leaves: jnp.stack(leaves), *batches)
     both = stack(toy.batch(0), toy.batch(0))
     state = several.init(jax.random.split(jax.random.key(1), 2), params, both)
     state, metrics = jax.jit(several.step)(state, stack(toy.batch(1), POISON))
     assert metrics["skipping"].tolist() == metrics["skipped"].tolist() == [0, 1]
-    moved = jax.tree.map(lambda new, old: jnp.abs(new - old).max((1, 2))[:2],
-                         state.params["head"], params["head"])  # fmt: skip
-    assert moved["kernel"][0] > 0
-    assert moved["kernel"][1] == 0
+    moved = jnp.abs(state.params["head"]["kernel"] - params["head"]["kernel"]).max((1, 2))
+    assert moved[0] > 0
+    assert moved[1] == 0
+
+
+def test_all_five_functions_are_those_of_the_strategy():
+    chain = jcl.chain(jcl.seen_classes(toy.CLASSES), jcl.ewc(0.5), optax.adamw(1e-2))
+    learners = [jcl.learner(toy.masked_loss_fn, each)
+                for each in (chain, jcl.skip_nonfinite(chain, most=2))]  # fmt: skip
+    plain, wrapped = [each.init(jax.random.key(0), toy.params(), toy.batch(0)) for each in learners]
+    same(wrapped.strategy.inner, plain.strategy)
+    for _ in range(2):
+        plain, wrapped = (
+            jax.eval_shape(each.consolidate, state, toy.stacked())
+            for each, state in zip(learners, (plain, wrapped), strict=True)
+        )
+    assert jax.tree.structure(wrapped.strategy.inner) == jax.tree.structure(plain.strategy)
+    _, metrics = jax.eval_shape(learners[1].step, wrapped, toy.batch(0))
+    assert set(metrics) == {"loss", "total", "ewc", "skipping", "skipped"}
 
 
 def test_it_stands_around_the_whole_strategy():
