@@ -27,6 +27,10 @@ import orbax.checkpoint as ocp
 from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
+# Orbax looks at the wall clock to see whether it has waited for too long, and that clock may jump.
+PATIENT = ocp.options.AsyncOptions(
+    timeout_secs=365 * 24 * 3600, create_directories_asynchronously=False
+)
 
 for _name in ("absl", "orbax", "asyncio"):  # they report what save raises, at length
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -124,7 +128,7 @@ def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Cal
         folder.mkdir(exist_ok=True)  # without its parents: a run folder that is gone stays so
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        checkpointer = ocp.StandardCheckpointer()
+        checkpointer = ocp.StandardCheckpointer(async_options=PATIENT)
         try:
             checkpointer.save(partial.absolute() / "state", _named(state))
         except BaseException:

@@ -4,7 +4,6 @@ As a script it is the server: a line of JSON in, what became of the run as a lin
 fork spares a run the imports, which makes a hundred kills bearable.
 """
 
-import itertools
 import json
 import os
 import random
@@ -58,13 +57,13 @@ class Runs:
 
 class Child:
     """What happens to the run in a fork: at the `count`-th pass of a `point` it gets the `signals`,
-    or its folder is `moved`, or an `error` is raised there; its clock may be `falling`."""
+    or its folder is `moved`, or an `error` is raised there; its clock may be `jumping`."""
 
-    def __init__(self, *, point=None, count=1, signals=(), moved=None, error=None, falling=False):
+    def __init__(self, *, point=None, count=1, signals=(), moved=None, error=None, jumping=False):
         self._left, self._signals = iter(range(count - 1, -1, -1)), signals
         self._moved, self._error = moved, error
-        if falling:
-            time.time = falls(time.time())
+        if jumping:
+            time.time = jumps(time.time())
         if point:
             import killed
 
@@ -91,10 +90,10 @@ class Child:
         return {"ValueError": ValueError, "JaxRuntimeError": jax.errors.JaxRuntimeError}[kind](text)
 
 
-def falls(start):
-    """A clock that jumps back by an hour or a day whenever it is asked."""
-    draw, gone = random.Random(0), itertools.accumulate(itertools.count(1))
-    return lambda: start - draw.choice((3600.0, 86400.0)) - next(gone)
+def jumps(start):
+    """A clock that is set back or forward by up to two days whenever it is asked."""
+    draw = random.Random(0)
+    return lambda: start + 86400 * draw.uniform(-1, 1)
 
 
 def serve():

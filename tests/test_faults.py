@@ -11,7 +11,7 @@ import pytest
 from forked import TINY, Runs
 
 from jcl import InputError, checkpoint, folder
-from jcl.__main__ import main
+from jcl.run import run
 
 pytestmark = pytest.mark.xdist_group("faults")  # they share one process that forks
 ALL = bool(os.environ.get("JCL_ALL_TESTS"))
@@ -55,14 +55,14 @@ def assert_same_end(found, expected):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp_path):
-    """Ten kills, a hundred with JCL_ALL_TESTS=1; every other process has a clock that falls."""
+    """Ten kills, a hundred with JCL_ALL_TESTS=1; the clock of every other process jumps."""
     expected, seconds = finished
     draw, left, number, places = random.Random(0), 100 if ALL else 5, 0, set()
     while True:
         place = tmp_path / str(number)
         arguments = ("--out", place, "--save-minutes", "0", *METHOD)
         moment = draw.uniform(0, seconds / 2) if left else None
-        done = runs(*arguments, seconds=moment, falling=left % 2 == 1)
+        done = runs(*arguments, seconds=moment, jumping=left % 2 == 1)
         if done["code"] == 0:
             assert_same_end(place, expected)
             if not left:
@@ -72,7 +72,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp
         assert done["code"] == -9, done["output"]
         left -= 1
         places.add((number, *sorted(path.name for path in place.glob("checkpoints/*"))))
-    assert len(places) >= (40 if ALL else 4)  # the kills fell on runs that stood at other points
+    assert len(places) >= (20 if ALL else 2)  # the kills found runs at different points
 
 
 @pytest.mark.slow
@@ -188,7 +188,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted_and_too_many_stop_th
     config = edited(tmp_path / "skipping.py", SPOILED, spoiling(when), SKIPPING)
     done = runs("--out", tmp_path / "run", "--steps", "8", config=config)
     assert done["code"] == 1, done["output"]
-    assert re.search(r"loss is [?nan]? at task signs, step 7: ", done["output"])
+    assert re.search(r"loss is nan at task signs, step 7: ", done["output"])
     assert "jcl.skip_nonfinite" in done["output"]
     lines = (tmp_path / "run" / "metrics.jsonl").read_text()
     assert "NaN" not in lines
@@ -230,7 +230,7 @@ def test_no_clock_that_can_jump_is_read():
     assert not found
 
 
-def test_as_many_checkpoints_are_kept_as_asked_for(finished, capsys):
+def test_as_many_checkpoints_are_kept_as_asked_for(finished):
     assert len(list((finished[0] / "checkpoints").iterdir())) == 4
-    assert main(["run", str(TINY), "--keep", "0"]) == 1
-    assert "--keep=0): a whole number, at least 1" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"--keep=0\): a whole number, at least 1"):
+        run(lambda config: None, None, config_file=TINY, keep=0)
