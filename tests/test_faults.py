@@ -55,9 +55,9 @@ def assert_same_end(found, expected):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp_path):
-    """Ten kills, a hundred with JCL_ALL_TESTS=1; the clock of every other process jumps."""
+    """Three kills, a hundred with JCL_ALL_TESTS=1; the clock of every other process jumps."""
     expected, seconds = finished
-    draw, left, number, places = random.Random(0), 100 if ALL else 5, 0, set()
+    draw, left, number, places = random.Random(0), 100 if ALL else 3, 0, set()
     while True:
         place = tmp_path / str(number)
         arguments = ("--out", place, "--save-minutes", "0", *METHOD)
@@ -87,21 +87,15 @@ def test_a_signal_leaves_a_checkpoint_and_a_second_one_ends_it_at_once(runs, fin
         assert "one more checkpoint" in done["output"]
     again = runs(*arguments, point="task", count=1, signals=["SIGTERM", "SIGTERM"])
     assert again["code"] == -15
-    done = runs(*arguments)
+    # In the last evaluation, the fourteenth of three tasks and their probes, it lets the run end.
+    done = runs(*arguments, point="evaluation", count=14, signals=["SIGTERM"])
     assert done["code"] == 0, done["output"]
+    assert "one more checkpoint" in done["output"]
     assert "going on from stage 0, step 5" in done["output"]
     assert_same_end(tmp_path / "run", finished[0])
 
 
-def test_a_signal_in_the_last_evaluation_lets_the_run_end(runs, finished, tmp_path):
-    done = runs(
-        "--out", tmp_path / "run", *METHOD, point="evaluation", count=20, signals=["SIGTERM"]
-    )
-    assert done["code"] == 0, done["output"]
-    assert_same_end(tmp_path / "run", finished[0])
-
-
-def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_anew(runs, finished, tmp_path):
+def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_anew(runs, tmp_path):
     place, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
     arguments = ("--out", place, *METHOD)
     done = runs(*arguments, point="task", count=5, moved=[str(place), str(elsewhere)])
@@ -109,9 +103,7 @@ def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_anew(runs, finished
     assert "could not be written" in done["output"]
     assert "bring it back" in done["output"]
     assert not place.exists()
-    elsewhere.rename(place)
-    assert runs(*arguments)["code"] == 0
-    assert_same_end(place, finished[0])
+    assert int(checkpoint.read(elsewhere / "checkpoints")["step"]) == 0  # it has the first one
 
 
 def test_metrics_that_were_removed_are_noticed(tmp_path):
@@ -124,7 +116,7 @@ def test_metrics_that_were_removed_are_noticed(tmp_path):
     lines.close()
 
 
-def test_a_thread_of_the_loader_that_fails_says_what_and_where(runs, finished, tmp_path):
+def test_a_thread_of_the_loader_that_fails_says_what_and_where(runs, tmp_path):
     arguments = ("--out", tmp_path / "run", *METHOD)
     # The first batch of each of the three stages is built when the run is checked.
     done = runs(*arguments, point="batch", count=8, error=["ValueError", "a broken block"])
@@ -134,7 +126,7 @@ def test_a_thread_of_the_loader_that_fails_says_what_and_where(runs, finished, t
     assert found.group(2) == "ValueError: a broken block"
 
 
-def test_out_of_memory_names_the_largest_trees_and_the_remedies(runs, finished, tmp_path):
+def test_out_of_memory_names_the_largest_trees_and_the_remedies(runs, tmp_path):
     arguments = ("--out", tmp_path / "run", *METHOD)
     text = "RESOURCE_EXHAUSTED: Out of memory allocating 123456 bytes."
     done = runs(*arguments, point="task", count=5, error=["JaxRuntimeError", text])
