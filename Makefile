@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all test-fast check parity claims reproduce text meta bench bench-attention \
-	bench-generation bench-meta bench-models bench-strategies scaling clean
+	bench-checkpoints bench-generation bench-meta bench-models bench-strategies scaling clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -66,6 +66,9 @@ bench: .venv/bench
 
 bench-attention: .venv/demo
 	$(BIN)/python benchmarks/attention.py
+
+bench-checkpoints: .venv/demo
+	$(BIN)/python benchmarks/checkpoints.py
 
 bench-meta: .venv/bench
 	$(BIN)/python benchmarks/meta.py

@@ -65,7 +65,7 @@ def run(folder, config, arguments, deadline):
     child.returncode = os.waitstatus_to_exitcode(status)
     before = json.loads(peak(folder).read_text()) if peak(folder).exists() else 0
     peak(folder).write_text(json.dumps(max(before, round(used.ru_maxrss / 1024))))
-    return child.returncode in (0, 130)  # 130: stopped
+    return child.returncode in (0, os.EX_TEMPFAIL, 130)  # stopped, or before its first step
 
 
 def read_page(page, variable):

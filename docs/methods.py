@@ -46,7 +46,11 @@ BASELINES = (
 )  # fmt: skip
 # Title: (where they are found, functions, whether the second paragraph is a formula)
 OTHERS = {
-    "Combinators": ("jcl", ("only", "per_task", "periodically", "scheduled", "cosine"), False),
+    "Combinators": (
+        "jcl",
+        ("only", "per_task", "periodically", "scheduled", "cosine", "skip_nonfinite"),
+        False,
+    ),
     "Meta-learning": ("jcl", ("maml", "reptile", "implicit_maml", "prototypes"), True),
     "Learned rates": ("jcl.meta", ("learned_rates",), False),
     "Episodes": (

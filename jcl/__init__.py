@@ -10,6 +10,7 @@ from jcl.core import (
     per_task,
     periodically,
     scheduled,
+    skip_nonfinite,
     strategy,
 )
 from jcl.errors import InputError
@@ -96,6 +97,7 @@ __all__ = [
     "separate",
     "shrink_and_perturb",
     "si",
+    "skip_nonfinite",
     "slda",
     "slda_replay",
     "start_task",

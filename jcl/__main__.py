@@ -19,7 +19,7 @@ from rich.table import Table
 
 from jcl import checks, grid, sharding
 from jcl.allocator import one_arena
-from jcl.errors import InputError
+from jcl.errors import InputError, Stopped
 
 USAGE = """jcl: continual and online learning for language models
 
@@ -51,6 +51,7 @@ class RunOptions:
         out: the run folder; by default runs/<config>/<method>.
         fresh: start again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a task.
+        keep: complete checkpoints left in the run folder.
         cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
             out; by default as many as the mesh has, else enough for several replicas to occupy
             every core, 1 for one replica or where they are not dealt out.
@@ -66,6 +67,7 @@ class RunOptions:
     out: Path | None = None
     fresh: bool = False
     save_minutes: float = 5.0
+    keep: int = 2
     cpu_devices: int | None = None
     mesh: str | None = None
     deterministic: bool = False
@@ -106,7 +108,12 @@ class GenerateOptions:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The entry point; returns the exit status: 0 done, 1 refused or stopped, 2 bad usage."""
+    """The entry point.
+
+    Returns:
+        The exit status: 0 done, 1 refused or failed, 2 bad usage, 75 (EX_TEMPFAIL) stopped by
+        SIGTERM or SIGINT behind one more checkpoint, 130 interrupted before there was one.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
         "run": _run,
@@ -128,6 +135,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"jcl {arguments[0]}: {error}", file=sys.stderr)
         return 1
+    except Stopped as stopped:
+        print(f"jcl {arguments[0]}: {stopped}", file=sys.stderr)
+        return os.EX_TEMPFAIL
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

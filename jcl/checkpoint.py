@@ -6,6 +6,8 @@ synced, and renamed, so that a kill at any moment leaves either all of it or non
 verified before a restore, since Orbax restores a flipped bit without a word.
 """
 
+import concurrent.futures
+import contextlib
 import hashlib
 import json
 import logging
@@ -14,63 +16,164 @@ import re
 import shutil
 import time
 import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
+# Orbax looks at the wall clock to see whether it has waited for too long, and that clock may jump.
+PATIENT = ocp.options.AsyncOptions(
+    timeout_secs=365 * 24 * 3600, create_directories_asynchronously=False
+)
 
 for _name in ("absl", "orbax", "asyncio"):  # they report what save raises, at length
     logging.getLogger(_name).setLevel(logging.CRITICAL)
 
 
-def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -> Path:
-    """Writes one more checkpoint and removes all but the last `keep`.
+class Saver:
+    """Writes the checkpoints of a run one at a time, while the run goes on.
+
+    `save` returns as soon as there is a copy of the state. What a thread then does with it (Orbax,
+    the sums, the rename) fails, if it fails, by a `SaveError` from the next `save` or `wait`; left
+    as a context, it waits.
+
+    With several processes each calls `save` at the same steps, which neither a clock nor a signal
+    of its own may decide: a process that saves alone waits for the others until Orbax gives up.
 
     Args:
-        folder: the run's `checkpoints/`; made if it does not exist.
-        state: a pytree of arrays.
-        progress: what else the run needs to go on; JSON.
+        folder: the run's `checkpoints/`; made if it does not exist, its parent is not.
         keep: complete checkpoints left behind.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        self._folder, self._keep = folder, keep
+        self._copy: Callable[[Any], Any] | None = None
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._writing: concurrent.futures.Future[Path] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        try:
+            self.wait()
+        except SaveError as error:
+            if kind is None:
+                raise
+            warnings.warn(str(error), stacklevel=2)  # the error that ends the run is another
+        finally:
+            self._worker.shutdown()
+
+    def save(self, state: Any, progress: dict[str, Any]) -> None:
+        """Begins one more checkpoint, of the state and the progress as they are now.
+
+        Args:
+            state: a pytree of arrays, which may be donated as soon as this returns.
+            progress: what else the run needs to go on; JSON.
+
+        Raises:
+            SaveError: this checkpoint or the one before could not be written.
+        """
+        self.wait()
+        finish = _begun(self._folder, self._copied(state), progress, self._keep)
+        self._writing = self._worker.submit(finish)
+
+    def wait(self) -> None:
+        """Returns when no checkpoint is being written any more.
+
+        Raises:
+            SaveError: the last one could not be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing:
+            writing.result()
+
+    def _copied(self, state: Any) -> Any:
+        """On a CPU Orbax reads the run's own arrays while it writes, and the next step gets them as
+        a donation; from another device it copies them before it returns."""
+        if jax.default_backend() != "cpu":
+            return state
+        if self._copy is None:
+            place = jax.tree.map(lambda leaf: leaf.sharding, state)
+            self._copy = jax.jit(_copy, out_shardings=place)
+        return self._copy(state)
+
+
+def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -> Path:
+    """Writes one more checkpoint, removes all but the last `keep`, and returns its path.
 
     Raises:
         SaveError: the disk is full, read-only or gone.
     """
+    return _begun(folder, state, progress, keep)()
+
+
+def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Callable[[], Path]:
+    """Begins to write a checkpoint; the function returned ends it, in any thread."""
     numbers = _numbers(folder)
     final = folder / f"{max(numbers, default=-1) + 1:06d}"
     partial = folder / f"{final.name}.partial"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
+    leaves = {
+        name: {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        for (name, leaf), path in zip(_named(state).items(), _paths(state), strict=True)
+    }
+    with _cleared(partial, final, last):
+        folder.mkdir(exist_ok=True)  # without its parents: a run folder that is gone stays so
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer = ocp.StandardCheckpointer(async_options=PATIENT)
+        try:
             checkpointer.save(partial.absolute() / "state", _named(state))
-        _write(partial / "progress.json", progress)
-        leaves = {
-            name: {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-            for (name, leaf), path in zip(_named(state).items(), _paths(state), strict=True)
-        }
-        manifest = {"schema": SCHEMA, "leaves": leaves, "sha256": _sums(partial)}
-        _write(partial / "manifest.json", manifest)
-        (partial / "manifest.sha256").write_text(_sum(partial / "manifest.json"))
-        for file in _files(partial):
-            _sync(file)
-        partial.rename(final)
-        _sync(folder)
+        except BaseException:
+            checkpointer.close()
+            raise
+
+    def finish() -> Path:
+        with _cleared(partial, final, last):
+            checkpointer.close()  # waits until everything is written
+            _commit(partial, final, leaves, progress)
+        for number in sorted([*numbers, int(final.name)])[:-keep]:
+            shutil.rmtree(folder / f"{number:06d}", ignore_errors=True)
+        return final
+
+    return finish
+
+
+def _commit(partial: Path, final: Path, leaves: dict[str, Any], progress: dict[str, Any]) -> None:
+    """Gives Orbax's finished arrays their progress, manifest and name."""
+    _write(partial / "progress.json", progress)
+    manifest = {"schema": SCHEMA, "leaves": leaves, "sha256": _sums(partial)}
+    _write(partial / "manifest.json", manifest)
+    (partial / "manifest.sha256").write_text(_sum(partial / "manifest.json"))
+    for file in _files(partial):
+        _sync(file)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+@contextlib.contextmanager
+def _cleared(partial: Path, final: Path, last: str) -> Iterator[None]:
+    """Removes what was written of a checkpoint where the rest of it fails."""
+    try:
+        yield
     except Exception as error:  # Orbax and tensorstore raise ValueError for a full disk
         _remove(partial)
-        last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
         raise SaveError(
             f"The checkpoint {final} could not be written ({_first_line(error)}); {last}. Make "
-            "room or give the folder back its write permission, then start the same command again."
+            "room, give the folder back its write permission or bring it back, then start the same "
+            "command again."
         ) from error
-    for number in sorted([*numbers, int(final.name)])[:-keep]:
-        shutil.rmtree(folder / f"{number:06d}", ignore_errors=True)
-    return final
+
+
+def _copy(state: Any) -> Any:
+    return jax.tree.map(jnp.copy, state)
 
 
 def _remove(folder: Path) -> None:
@@ -93,7 +196,7 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
 
     Raises:
         InputError: checkpoints exist and none is intact, or the newest intact one is of a newer
-            schema or of another state.
+            or older schema or of another state.
     """
     numbers = _numbers(folder)
     for number in sorted(numbers, reverse=True):
@@ -128,15 +231,14 @@ def read(folder: Path) -> dict[str, Any]:
         folder: the run's `checkpoints/`; nothing in it is changed.
 
     Raises:
-        InputError: there is no intact checkpoint, or it is of a newer schema.
+        InputError: there is no intact checkpoint, or it is of a newer or older schema.
     """
     intact = [n for n in sorted(_numbers(folder), reverse=True) if not _damage(folder / f"{n:06d}")]
     if not intact:
         raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
     path = folder / f"{intact[0]:06d}"
     manifest = json.loads((path / "manifest.json").read_text())
-    if manifest["schema"] > SCHEMA:
-        raise InputError(_newer(path, manifest))
+    _check_schema(path, manifest)
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(leaf):
@@ -150,12 +252,18 @@ def read(folder: Path) -> dict[str, Any]:
     return {leaf["path"]: found[name] for name, leaf in manifest["leaves"].items()}
 
 
-def _newer(path: Path, manifest: dict[str, Any]) -> str:
-    return (
-        f"The checkpoint {path} has schema {manifest['schema']}, newer than {SCHEMA}, which "
-        "this version of jcl reads: install the version that wrote it, or name another folder "
-        "with --out."
-    )
+def _check_schema(path: Path, manifest: dict[str, Any]) -> None:
+    schema = manifest["schema"]
+    if schema > SCHEMA:
+        raise InputError(
+            f"The checkpoint {path} has schema {schema}, newer than {SCHEMA}, which this version "
+            "of jcl reads: install the version that wrote it, or name another folder with --out."
+        )
+    if schema < SCHEMA:
+        raise InputError(
+            f"The checkpoint {path} has schema {schema}, older than {SCHEMA}, which this version "
+            "of jcl reads: end the run with the version that began it, or start with --fresh."
+        )
 
 
 def _named(state: Any) -> dict[str, Any]:
@@ -209,8 +317,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _check(path: Path, manifest: dict[str, Any], abstract: Any) -> None:
-    if manifest["schema"] > SCHEMA:
-        raise InputError(_newer(path, manifest))
+    _check_schema(path, manifest)
     expected = [
         (name, list(leaf.shape), str(leaf.dtype))
         for name, leaf in zip(_paths(abstract), jax.tree.leaves(abstract), strict=True)

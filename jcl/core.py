@@ -1,10 +1,11 @@
-"""The contract of a strategy, and the five ways to build one from others.
+"""The contract of a strategy, and the six ways to build one from others.
 
 A continual-learning strategy is an optax gradient transformation that may also shape what the
 model sees, add to the loss, and act between tasks: five pure functions, each with an identity
 default, and a static name. `chain` composes strategies and optax transformations as
-`optax.chain` does; `per_task`, `periodically` and `only` change when, and on which params, a part
-acts; `scheduled` lets an optimizer's learning rate follow the progress of the task.
+`optax.chain` does; `per_task`, `periodically`, `only` and `skip_nonfinite` change when, and on
+which params, a part acts; `scheduled` lets an optimizer's learning rate follow the progress of the
+task.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -337,6 +338,82 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
         update=update,
         consolidate=_same_state,
         name=f"periodically({part.name})",
+    )
+
+
+class Skipping(NamedTuple):
+    """The part's own state, and what was left out (int32 scalars).
+
+    Attributes:
+        inner: the part's.
+        in_a_row: steps without a finite outcome, up to the last one.
+        skipping: 1 where the last one was left out, else 0.
+        skipped: steps that were left out in the whole run.
+    """
+
+    inner: State
+    in_a_row: jax.Array
+    skipping: jax.Array
+    skipped: jax.Array
+
+
+def skip_nonfinite(part: Strategy | optax.GradientTransformation, *, most: int) -> Strategy:
+    """The strategy of a whole run, which leaves out steps that are not finite, so many in a row.
+
+    Such a step, whose loss or step is infinite or NaN or which would put NaN into the strategy's
+    state, leaves params and state as they were, memories included; the run's key and counters go
+    on. Metrics gain `skipping` (1 for such a step) and `skipped` (how many the run had so far).
+    Beyond `most` in a row a step is taken as it is, and `jcl run` stops at it.
+
+    It stands around the whole chain, since `optax.apply_if_finite` around the optimizer keeps NaN
+    from the optimizer's state alone. It costs a pass over the strategy's state at every step, of
+    which two copies stand then.
+
+    Args:
+        part: such as `chain(replay(...), optax.adamw(1e-3))`.
+        most: steps that may be left out in a row.
+
+    >>> import jcl, optax
+    >>> jcl.skip_nonfinite(jcl.chain(jcl.ewc(1.0), optax.sgd(0.1)), most=3).name
+    'skip_nonfinite(chain(ewc, optax))'
+    """
+    part = lift(part)
+    most = checks.whole("skip_nonfinite", "most", most)
+
+    def init(params, **rest):
+        zero = jnp.zeros((), jnp.int32)
+        return Skipping(part.init(params, **rest), zero, zero, zero)
+
+    def view(state, params, batch):
+        return part.view(state.inner, params, batch)
+
+    def loss(state, params, **rest):
+        return part.loss(state.inner, params, **rest)
+
+    def update(updates, state, params, *, value, **extra):
+        updates, inner = part.update(updates, state.inner, params, value=value, **extra)
+        kept = [leaf for leaf in jax.tree.leaves(inner) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+        good = [jnp.isfinite(value)]
+        good += [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates)]
+        good += [~jnp.any(jnp.isnan(leaf)) for leaf in kept]  # an infinity may have a meaning
+        finite = jnp.all(jnp.stack(good))
+        in_a_row = jnp.where(finite, 0, state.in_a_row + 1)
+        skip = ~finite & (in_a_row <= most)
+        updates = jax.tree.map(lambda leaf: jnp.where(skip, 0, leaf), updates)
+        inner = jax.tree.map(lambda new, old: jnp.where(skip, old, new), inner, state.inner)
+        return updates, Skipping(inner, in_a_row, skip.astype(jnp.int32), state.skipped + skip)
+
+    def consolidate(state, params, **rest):
+        inner, params = part.consolidate(state.inner, params, **rest)
+        return state._replace(inner=inner), params
+
+    return part._replace(
+        init=init,
+        view=view if part.view is not _see_all else _see_all,
+        loss=loss if part.loss is not _no_terms else _no_terms,
+        update=update,
+        consolidate=consolidate if part.consolidate is not _same_state else _same_state,
+        name=f"skip_nonfinite({part.name})",
     )
 
 

@@ -13,9 +13,18 @@ class Diverged(InputError):
     """The loss or the params are no longer finite."""
 
 
+class OutOfMemory(InputError):
+    """A device has too little memory for the run; the message names the largest arrays."""
+
+
+class Stopped(Exception):
+    """A signal asked for the end of a run, which has a checkpoint of that moment."""
+
+
 REMEDY = (
-    "lower the learning rate or a strategy's strength, or clip the gradient "
-    "(optax.clip_by_global_norm(1.0)). The last good checkpoint stays in the run folder."
+    "lower the learning rate or a strategy's strength, clip the gradient "
+    "(optax.clip_by_global_norm(1.0)), or leave single such steps out (jcl.skip_nonfinite). The "
+    "last good checkpoint stays in the run folder."
 )
 
 

@@ -159,18 +159,31 @@ class MetricsFile:
         try:
             self._file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:
-            raise SaveError(
-                f"{self._path} cannot be written ({error.strerror}); the checkpoints stay. Make "
-                "room, then start the same command again."
-            ) from error
+            raise self._failed(error.strerror) from error
 
     def offset(self) -> int:
-        """Syncs the file and returns its length, so that a checkpoint can name it."""
-        os.fsync(self._file.fileno())
-        return self._path.stat().st_size
+        """Syncs the file and returns its length, so that a checkpoint can name it.
+
+        Raises:
+            SaveError: the file cannot be synced, or was removed.
+        """
+        try:
+            os.fsync(self._file.fileno())
+            found = os.fstat(self._file.fileno())
+        except OSError as error:
+            raise self._failed(error.strerror) from error
+        if not found.st_nlink:
+            raise self._failed("it was removed while the run went on")
+        return found.st_size
 
     def close(self) -> None:
         self._file.close()
+
+    def _failed(self, reason: Any) -> SaveError:
+        return SaveError(
+            f"{self._path} cannot be written ({reason}); what there is of checkpoints stays. Make "
+            "room or bring the folder back, then start the same command again."
+        )
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -231,7 +244,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """What `describe` gave when the run began.
 
     Raises:
-        InputError: the file is no run's, or of a newer schema.
+        InputError: the file is no run's, or of a newer or older schema.
     """
     try:
         found = json.loads(path.read_text())
@@ -245,6 +258,11 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path} has schema {schema}, newer than {SCHEMA}, which this version of jcl reads: "
             "install the version that wrote it, or name another folder with --out."
+        )
+    if schema < SCHEMA:
+        raise InputError(
+            f"{path} has schema {schema}, older than {SCHEMA}, which this version of jcl reads: "
+            "end the run with the version that began it, or start with --fresh."
         )
     return found
 

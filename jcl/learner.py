@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jcl import checks
-from jcl.core import Batch, Params, State, Strategy, check_covered, lift, never, split
+from jcl.core import Batch, Params, Skipping, State, Strategy, check_covered, lift, never, split
 from jcl.errors import InputError
 
 LossFn = Callable[[Params, Batch, jax.Array | None], tuple[jax.Array, dict[str, Any]]]
@@ -72,8 +72,9 @@ def learner(
             the examples that count (whose mask is not all 0) and their number.
 
     Raises:
-        InputError: at init, if there are params for which no part of the strategy makes a step of
-            the gradient, so that it would be added as it is.
+        InputError: skip_nonfinite stands inside the strategy; at init, if there are params for
+            which no part of the strategy makes a step of the gradient, so that it would be added as
+            it is.
 
     >>> import jax, jax.numpy as jnp, jcl, optax
     >>> def loss_fn(params, batch, key):
@@ -87,6 +88,11 @@ def learner(
     1.0
     """
     strategy = lift(strategy)
+    if strategy.name.find("skip_nonfinite(") > 0:
+        raise InputError(
+            f"{strategy.name}: skip_nonfinite stands around the whole strategy, so that it leaves "
+            "out all of a step: skip_nonfinite(chain(...), most=...)."
+        )
 
     def task_loss(strategy_state):
         def loss(params, batch, key):
@@ -148,7 +154,11 @@ def learner(
             step=state.step + 1,
             task_step=state.task_step + 1,
         )
-        return state, {"loss": task_value, "total": value, **terms}
+        metrics = {"loss": task_value, "total": value, **terms}
+        if isinstance(strategy_state, Skipping):
+            metrics["skipping"] = strategy_state.skipping
+            metrics["skipped"] = strategy_state.skipped
+        return state, metrics
 
     def consolidate(state, batches):
         batches = jax.tree.map(jnp.asarray, batches)

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -199,7 +200,12 @@ class Program:
         first, several = self.experiments[0], len(self.experiments) > 1
         if not first.device_data:
             sources = [
-                data.prefetch(self._shuffled(experiment, stage, "train"), start, stop)
+                data.prefetch(
+                    self._shuffled(experiment, stage, "train"),
+                    start,
+                    stop,
+                    name=stage_name(experiment, stage),
+                )
                 for experiment in self.experiments
             ]
             for batches in zip(*sources, strict=True):
@@ -265,6 +271,20 @@ class Program:
                 values = jax.device_get(self._probe(state.params, self._place(first)))
             found.append({name: np.atleast_1d(each).tolist() for name, each in values.items()})
         return found
+
+    def out_of_memory(self, error: Exception) -> str:
+        """What to say of the error by which a device refuses to hold more."""
+        sizes = sorted(_sizes(self.abstract).items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{name} {size:,} bytes" for name, size in sizes[:5])
+        return (
+            f"A device ran out of memory ({str(error).splitlines()[0][:300]}). Of the run's state "
+            f"it holds {sum(size for _, size in sizes):,} bytes, the largest being {shown}; "
+            "activations and gradients come on top. Split the state over more devices (--mesh "
+            "fsdp=2), keep what enters a block alone (remat=True in the model's config), restrict "
+            "a strategy to some params (jcl.only), compute the logits in chunks "
+            "(jcl.losses.causal_lm(model, chunk=...)), or take a smaller batch or memory. "
+            "`jcl plan` says what a step would take."
+        )
 
     def check_finite(self, state: LearnerState, stage: int, step: int) -> None:
         """Refuses params that are not finite, so that none is ever saved."""
@@ -368,6 +388,26 @@ def _all_finite(state: LearnerState) -> jax.Array:
         leaf for leaf in jax.tree.leaves(state.strategy) if jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     return jnp.all(jnp.stack(finite + [~jnp.any(jnp.isnan(leaf)) for leaf in floats]))
+
+
+def _sizes(state: LearnerState) -> dict[str, int]:
+    """Bytes on one device of the params, and of every tree and array of the strategy's state."""
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(state.params)
+    ]
+    sizes: collections.Counter[str] = collections.Counter()
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.strategy)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            continue
+        name = "strategy/" + jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        own = max((each for each in names if name.endswith("/" + each)), key=len, default=None)
+        if path[0].idx == 0:
+            name = "params"
+        elif own is not None:
+            name = name.removesuffix("/" + own)
+        sizes[name] += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return sizes
 
 
 def _kinds(state: LearnerState) -> Any:

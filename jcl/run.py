@@ -17,15 +17,16 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, folder, report
+from jcl import checkpoint, checks, folder, report
 from jcl.allocator import keep_freed_memory
-from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, SaveError
+from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, OutOfMemory, SaveError, Stopped
 from jcl.experiment import Experiment, known, stage_name, stage_steps
 from jcl.grid import Grid, Replica, settings
 from jcl.learner import LearnerState, start_task
 from jcl.program import Program
 from jcl.progress import RunProgress
 from jcl.sharding import Replicas
+from jcl.stopping import Stopping
 
 RATES_KEPT = 1000
 
@@ -62,6 +63,7 @@ def run(
     out: Path | None = None,
     fresh: bool = False,
     save_minutes: float = 5.0,
+    keep: int = 2,
     mesh: str | None = None,
     replicas: Replicas = "auto",
     grid: Grid | None = None,
@@ -77,6 +79,7 @@ def run(
         out: the run folder; by default runs/<config>/<name of the experiment>.
         fresh: starts again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a stage.
+        keep: complete checkpoints left in the run folder.
         mesh: how the devices are arranged, such as "data=4,fsdp=2"; see `jcl.sharding`.
         replicas: how several replicas share the devices; see `jcl.program.Program`.
         grid: {field of the config: values}; every combination is trained with every seed, in the
@@ -89,9 +92,12 @@ def run(
     Raises:
         InputError: what was given cannot be run; nothing was written.
         Diverged: the loss is no longer finite; the last good checkpoint stays.
-        checkpoint.SaveError: a checkpoint could not be written; those before it stay.
+        SaveError: a checkpoint could not be written; those before it stay.
+        OutOfMemory: a device has too little memory; the last checkpoint stays.
+        Stopped: SIGTERM or SIGINT came, and there is a checkpoint of the step after it.
     """
     console = console or Console()
+    checks.whole("jcl run", "--keep", keep)
     program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
     first = program.experiments[0]
     path = Path(out) if out else Path("runs") / config_file.stem / first.name
@@ -112,7 +118,12 @@ def run(
             if report.complete(path):
                 console.print(f"{path} is finished already; --fresh starts it again.")
                 return finished, path
-        return _train(program, path, description, save_minutes, console), path
+        try:
+            return _train(program, path, description, save_minutes, keep, console), path
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise OutOfMemory(program.out_of_memory(error)) from error
 
 
 def _train(
@@ -120,6 +131,7 @@ def _train(
     path: Path,
     description: dict[str, Any],
     save_minutes: float,
+    keep: int,
     console: Console,
 ) -> dict[str, Any]:
     experiment = program.experiments[0]
@@ -130,6 +142,7 @@ def _train(
     else:
         state, position = program.initial(), Position()
     lines = folder.MetricsFile(path, position.offset)
+    saver, stopping = checkpoint.Saver(path / "checkpoints", keep=keep), Stopping()
     started = time.monotonic() - position.wall_seconds
     saved = time.monotonic()
 
@@ -141,8 +154,12 @@ def _train(
         for name in ("step", "consolidate", "evaluate"):
             known = position.traces.get(name, 0)
             position.traces[name] = max(known, program.traces[name])
-        checkpoint.save(path / "checkpoints", state, dataclasses.asdict(position))
+        saver.save(state, dataclasses.asdict(position))
         saved = time.monotonic()
+        if stopping.signal and position.stage < len(lengths):
+            saver.wait()
+            where = f"stage {position.stage}, step {position.step}"
+            raise Stopped(f"stopped by {stopping.signal} at {where}; the same command goes on")
 
     def evaluate(state: LearnerState, after: str) -> None:
         row = program.evaluate(state)
@@ -166,7 +183,12 @@ def _train(
             + "  ".join(f"{task.name} {value:.3f}" for task, value in results)
         )
 
-    with contextlib.closing(lines), RunProgress(sum(lengths), console) as progress:
+    with (
+        contextlib.closing(lines),
+        saver,
+        stopping,
+        RunProgress(sum(lengths), console) as progress,
+    ):
         if restored:
             at = f"stage {position.stage}, step {position.step}"
             progress.say(f"{path}: going on from {at}")
@@ -198,7 +220,8 @@ def _train(
                 state, metrics = call.function(state, *call.arguments)
                 position.step += call.steps
                 log.add(metrics, call.steps, call.tokens)
-                if time.monotonic() - saved > 60 * save_minutes and position.step < lengths[stage]:
+                due = stopping.signal or time.monotonic() - saved > 60 * save_minutes
+                if due and position.step < lengths[stage]:
                     log.flush()
                     save(state)
             log.flush()
@@ -207,6 +230,7 @@ def _train(
                 evaluate(state, name)
             position.stage, position.step = stage + 1, 0
             save(state)
+        saver.wait()
         finished = report.make(
             name=experiment.name,
             tasks=[task.name for task in experiment.stream.tasks],
@@ -276,15 +300,22 @@ class _StepLog:
             self._position.step_seconds.append(seconds)
         self._fetched_at = now
         for step, metrics in zip(steps, fetched, strict=True):
+            left_out = metrics.get("skipping", 0)
             for name, values in metrics.items():
-                _check_finite(name, values, f"task {self._name}, step {step}")
+                counted = np.where(left_out, 0, values)
+                _check_finite(name, counted, f"task {self._name}, step {step}")
             if step % self._every == 0 or last_of_many:
-                values = {name: np.atleast_1d(value).tolist() for name, value in metrics.items()}
+                values = {name: _as_json(value) for name, value in metrics.items()}
                 self._lines.write(kind="step", task=self._name, step=step, **values)
         done = sum(self._lengths[: self._position.stage]) + steps[-1]
         terms = {name: float(np.mean(value)) for name, value in fetched[-1].items()}
         of = f"{steps[-1]}/{self._lengths[self._position.stage]}"
         self._progress.step(self._name, done, of, terms, rate)
+
+
+def _as_json(values: Any) -> list[float | None]:
+    """A number for each seed; JSON knows none that is not finite."""
+    return [each if np.isfinite(each) else None for each in np.atleast_1d(values).tolist()]
 
 
 def _check_finite(name: str, values: Any, where: str, remedy: str = REMEDY) -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 
 import jcl.checkpoint
+import jcl.data.streams
 import jcl.folder
 import jcl.program
 import jcl.report
@@ -18,7 +19,9 @@ POINTS = {
     "config": (jcl.folder.json, "dump"),  # config.json is opened, not written
     "fresh": (jcl.folder.shutil, "rmtree"),  # a part of the old run is gone
     "report": (jcl.report, "_picture"),  # report.md is written, the rest is not
+    "next": (jcl.checkpoint, "_begun"),  # a checkpoint is due, those before it are complete
     "save": (jcl.checkpoint, "_sums"),  # the arrays are written, the manifest is not
+    "batch": (jcl.data.streams._ShuffledBatches, "__getitem__"),  # one of the training
     "rename": (jcl.checkpoint, "_sync"),  # the manifest is written, the name is not
 }
 

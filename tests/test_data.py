@@ -183,6 +183,22 @@ def test_prefetch_yields_the_same_batches_in_order():
     assert len(list(itertools.islice(prefetch(batches, 0, 10**6), 2))) == 2
 
 
+@pytest.mark.parametrize("error", [ValueError("torn"), OSError(5, "torn"), SystemExit("torn")])
+def test_a_thread_that_fails_is_named_with_its_batch(error):
+    class Torn(Numbers):
+        ordered = True
+
+        def __getitem__(self, index):
+            if index == 7:
+                raise error
+            return super().__getitem__(index)
+
+    batches = prefetch(training_batches(Torn(0, 10), 2, seed=1), 1, 5, name="english")
+    assert [batch["targets"].shape for batch in (next(batches), next(batches))] == [(2,)] * 2
+    with pytest.raises(InputError, match=r"batch 3 of .english. could not be built: .*torn.*line"):
+        next(batches)
+
+
 def test_evaluation_counts_each_example_once_in_one_shape():
     batches = list(evaluation_batches(Numbers(0, 10), 4))
     assert [batch["mask"].tolist() for batch in batches] == [[1] * 4, [1] * 4, [1, 1, 0, 0]]

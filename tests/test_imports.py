@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "jcl"
 # part: the parts of jcl it may import, errors and checks aside
 ALLOWED = {
     "errors": set(),
+    "stopping": set(),
     "checks": set(),
     "allocator": set(),
     "paths": set(),
@@ -40,7 +41,7 @@ ALLOWED = {
     },
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "learner", "program", "progress",
-        "report", "sharding",
+        "report", "sharding", "stopping",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "grid", "memory", "models", "plan",

@@ -184,9 +184,9 @@ def test_killed_at_its_begin_or_end_it_goes_on(interrupted, finished, tmp_path):
 
 @pytest.fixture(scope="module")
 def interrupted(tmp_path_factory):
-    """A run killed in its second task, with two checkpoints; copy it before use."""
+    """A run killed behind its second task, with two checkpoints; copy it before use."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    killed("task", 40, "--out", folder)
+    killed("next", 3, "--out", folder)
     return folder
 
 

@@ -123,7 +123,9 @@ def finish(text, name, row, mean, seeds=3, forgetting=0.125):
         "wall_seconds": 60.0,
     }
     (folder / "report.json").write_text(json.dumps(found))
-    (folder / "config.json").write_text(json.dumps({"git_commit": "0123456789"}))
+    (folder / "config.json").write_text(
+        json.dumps({"git_commit": "0123456789", "devices": {"platform": "cpu"}, "threads": 2})
+    )
     for file in ("report.md", "matrix.png"):
         (folder / file).write_text("")
     text.resumable.peak(folder).write_text("2048")

@@ -6,6 +6,7 @@ Everything is random access: batch `i` is a function of the source, the batch si
 
 import functools
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -253,16 +254,33 @@ def steps_per_epoch(source: Source, batch_size: int, epochs: float = 1) -> int:
     return int(len(source) * epochs) // batch_size
 
 
-def prefetch(dataset: grain.MapDataset, start: int, stop: int) -> Iterator[Batch]:
+def prefetch(
+    dataset: grain.MapDataset, start: int, stop: int, *, name: str = "source"
+) -> Iterator[Batch]:
     """Yields `dataset[start]` to `dataset[stop - 1]` in order, built ahead by background threads.
 
     Args:
         dataset: what `training_batches` returned.
         start: the first batch, so the saved position of a resumed run.
         stop: one behind the last batch.
+        name: what an error calls the source, usually the task's name.
+
+    Raises:
+        InputError: a thread could not build a batch; the message says which, of what and why.
     """
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-    return iter(dataset.slice(slice(start, stop)).to_iter_dataset(options))
+    batches = iter(dataset.slice(slice(start, stop)).to_iter_dataset(options))
+    for index in range(start, stop):
+        try:
+            batch = next(batches)
+        except (Exception, SystemExit) as error:  # of a thread, where an exit would be no exit
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            raise InputError(
+                f"batch {index} of '{name}' could not be built: {type(error).__name__}: {error} "
+                f"(in {last.name}, {last.filename}, line {last.lineno}). Mend the data or its "
+                "source; the same command goes on from the last checkpoint."
+            ) from error
+        yield batch
 
 
 def evaluation_batches(source: Source, batch_size: int) -> Iterator[Batch]:

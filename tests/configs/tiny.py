@@ -14,7 +14,7 @@ from jcl.data import ByteTokenizer, Stream, text_task
 
 @dataclass(frozen=True)
 class Config:
-    method: Literal["replay_ewc", "naive", "joint"] = "replay_ewc"
+    method: Literal["replay_ewc", "replay_ewc_si", "naive", "joint"] = "replay_ewc"
     steps: int | None = None
     epochs: float = 2.0
     batch_size: int = 8
@@ -56,12 +56,13 @@ def build(config):
     if config.method == "joint":
         texts = jcl.data.joint(texts)
     parts = [jcl.replay(capacity=20, size=8), jcl.ewc(strength=10.0)]
+    path = [jcl.si(strength=0.1)] if config.method == "replay_ewc_si" else []
     optimizer = jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(config.learning_rate)))
     return jcl.Experiment(
         name=config.method,
         model=net,
         loss_fn=jcl.losses.causal_lm(net.apply),
-        strategy=jcl.chain(*(parts if config.method == "replay_ewc" else []), optimizer),
+        strategy=jcl.chain(*(parts if "ewc" in config.method else []), optimizer, *path),
         stream=texts,
         measure=jcl.losses.bits_per_byte(net.apply, ByteTokenizer().bytes_per_token),
         batch_size=config.batch_size,
