@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from jcl import strict
 from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
@@ -32,6 +33,13 @@ IDENTITY = ("name", "config", "config_hash", "data", "seeds")
 MACHINE = ("versions", "devices", "mesh", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
 CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
+# What config.json holds at least, and what it may hold beside it.
+_HELD = {"seeds": [int]}
+_MAY_HOLD = {
+    "name": str, "config": {str: object}, "config_file": str, "config_hash": str,
+    "git_commit": str | None, "known": {str: object},
+}  # fmt: skip
+_KNOWN = {"labels": [str], "vocabulary": int | None}
 
 
 def describe(
@@ -100,6 +108,7 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
     lock = _lock(folder)
     begun = True
     try:
+        _refuse_links(folder)
         path = folder / "config.json"
         for partial in folder.glob("*.partial"):  # of a write that was killed
             partial.unlink()
@@ -197,7 +206,7 @@ def _make(folder: Path) -> list[Path]:
 
 def _lock(folder: Path) -> int:
     try:
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise InputError(
             f"The run folder {folder} cannot be written ({error.strerror}): give it back its write "
@@ -212,6 +221,16 @@ def _lock(folder: Path) -> int:
             "--out."
         ) from None
     return lock
+
+
+def _refuse_links(folder: Path) -> None:
+    """A link in a folder from elsewhere would have what it leads to overwritten."""
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            raise InputError(
+                f"{path} is a link, and a run writes to nothing outside of its folder: put there "
+                "what it leads to, or name another folder with --out."
+            )
 
 
 def _clear(folder: Path) -> None:
@@ -230,9 +249,15 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: the file is no run's, or of a newer schema.
     """
     try:
-        found = json.loads(path.read_text())
-        schema = int(found["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = strict.read_json(path)
+        strict.fits(found, {"schema": int})
+        if (schema := found["schema"]) <= SCHEMA:
+            strict.fits(found, _HELD | {key: _MAY_HOLD[key] for key in _MAY_HOLD.keys() & found})
+            known = found.get("known", {})
+            strict.fits(known, {key: _KNOWN[key] for key in _KNOWN.keys() & known}, "its known")
+            if not found["seeds"]:
+                raise ValueError("its seeds are none")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a run's config.json ({error}): start with --fresh, or name another "
             "folder with --out."

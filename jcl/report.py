@@ -1,6 +1,6 @@
 """The proof: report.json, report.md and matrix.png of a run, and runs side by side."""
 
-import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,15 +9,20 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jcl import strict
 from jcl.errors import InputError
 from jcl.folder import write_json
 from jcl.metrics import METRICS, summary
 
 SCHEMA = 1
-KEYS = (
-    "schema", "name", "tasks", "measure", "higher_is_better", "seeds", "matrix", "metrics",
-    "wall_seconds", "steps", "step_seconds_median", "traces", "config", "versions",
-)  # fmt: skip
+_SOME = strict.NUMBER | None
+SHAPE = {
+    "name": str, "tasks": [str], "measure": str, "higher_is_better": bool, "seeds": [int],
+    "matrix": [[[strict.NUMBER]]],
+    "metrics": {name: {"mean": _SOME, "ci95": _SOME, "values": [_SOME]} for name in METRICS},
+    "wall_seconds": strict.NUMBER, "steps": int, "step_seconds_median": _SOME,
+    "traces": {str: int}, "config": {str: object}, "versions": {str: str},
+}  # fmt: skip
 
 
 def make(
@@ -76,16 +81,16 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / "report.json"
     try:
-        report = json.loads(path.read_text())
-        schema = report["schema"]
-        if schema == SCHEMA and set(KEYS) - set(report):
-            raise ValueError(f"it lacks {', '.join(sorted(set(KEYS) - set(report)))}")
+        report = strict.read_json(path)
+        strict.fits(report, {"schema": int})
+        if (schema := report["schema"]) == SCHEMA:
+            _check(report)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): name the folder of a finished run, such as "
             "runs/quickstart/naive."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise InputError(
             f"{path} is no report of a run ({error}): give the command "
             "of that run again, which makes the report anew."
@@ -93,6 +98,25 @@ def read(folder: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise InputError(f"{path} has schema {schema}; this version of jcl reads {SCHEMA}.")
     return report
+
+
+def _check(report: dict[str, Any]) -> None:
+    """Passes the content of report.json, whose parts belong together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    strict.fits(report, SHAPE)
+    tasks, seeds, matrix = report["tasks"], report["seeds"], report["matrix"]
+    rows = {len(each) for each in matrix}
+    columns = {len(row) for each in matrix for row in each}
+    if not tasks or len(matrix) != len(seeds) or len(rows) != 1 or columns != {len(tasks)}:
+        raise ValueError("its matrix is not one of rows of its tasks for each of its seeds")
+    if min(rows) < 2:
+        raise ValueError("its matrix lacks the row before training or the one after it")
+    names = "".join([report["name"], report["measure"], *tasks])
+    if shown := re.search("[\x00-\x1f\x7f-\x9f]", names):  # a terminal would obey it
+        raise ValueError(f"one of its names holds the control character {shown[0]!r}")
 
 
 def show(reports: Sequence[dict[str, Any]], console: Console) -> None:
