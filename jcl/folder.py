@@ -108,7 +108,6 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
     lock = _lock(folder)
     begun = True
     try:
-        _refuse_links(folder)
         path = folder / "config.json"
         for partial in folder.glob("*.partial"):  # of a write that was killed
             partial.unlink()
@@ -116,6 +115,7 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
             _clear(folder)
         begun = path.exists()
         if begun:
+            _refuse_links(folder)
             _compare(folder, read_config(path), description)
         else:
             begun = True  # not ours to clear
@@ -226,9 +226,9 @@ def _lock(folder: Path) -> int:
 def _refuse_links(folder: Path) -> None:
     """A link in a folder from elsewhere would have what it leads to overwritten."""
     for path in folder.rglob("*"):
-        if path.is_symlink():
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InputError(
-                f"{path} is a link, and a run writes to nothing outside of its folder: put there "
+                f"{path} is a link or no file, and a run writes to nothing outside of its folder: put there "
                 "what it leads to, or name another folder with --out."
             )
 

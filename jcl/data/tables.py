@@ -8,7 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcl.data.text import check_whole, json_lines, read_utf8
+from jcl import strict
+from jcl.data.prepared import prepared
+from jcl.data.text import check_line, check_whole, json_lines, read_utf8
 from jcl.errors import InputError
 
 _ENDINGS = (".csv", ".tsv", ".jsonl")
@@ -116,7 +118,7 @@ def _row(place: str, record: Mapping[str, Any], columns: Columns, names) -> Row:
 
 def _name(place: str, column: str, value: Any, names: list[str] | None) -> str:
     """The name of a class or of a domain, from text or a whole number."""
-    value = value.item() if hasattr(value, "item") else value
+    value = value.item() if getattr(value, "size", 0) == 1 else value
     value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
     if isinstance(value, int) and not isinstance(value, bool) and names is not None:
         if not 0 <= value < len(names):
@@ -146,8 +148,7 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     # Where tabs divide the fields a quotation mark is a letter, and may stand alone.
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    lines = (line + "\n" for line in text.split("\n"))
-    reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
+    reader = csv.reader(_lines(path, text), delimiter="\t" if tabs else ",", quoting=quoting)
     header, start = None, 1
     try:
         for cells in reader:
@@ -173,40 +174,58 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
         raise InputError(f"{path}, line {reader.line_num}: {error}: mend the line") from None
 
 
+def _lines(path: Path, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        check_line(path, number, line)
+        yield line + "\n"
+
+
 def _saved(path: Path, columns: Columns, part: str) -> tuple[Iterable, dict[str, list[str]]]:
     """Rows of a folder that save_to_disk wrote: arrow streams beside two JSON files."""
     import pyarrow
 
     if has_parts(path):
-        parts = _json(path / "dataset_dict.json").get("splits", [])
+        parts = _json(path / "dataset_dict.json", {"splits": [str]})["splits"]
         if part not in parts:
             raise InputError(
                 f"{path} has the parts {', '.join(parts)}, not '{part}': choose with parts="
             )
         path = path / part
-    files = [each["filename"] for each in _json(path / "state.json").get("_data_files", [])]
-    features = _json(path / "dataset_info.json").get("features") or {}
-    names = {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    state = _json(path / "state.json", {"_data_files": [{"filename": str}]})
+    files = [each["filename"] for each in state["_data_files"]]
+    for file in files:
+        # A path would lead elsewhere.
+        if Path(file).name != file:
+            raise InputError(
+                f"{path / 'state.json'}: '{file}' is no name of a file in the folder: save it again"
+            )
+    described = _json(path / "dataset_info.json", {}).get("features") or {}
+    _check(path / "dataset_info.json", described, {str: object})
+    names = {}
+    for column, feature in described.items():
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            _check(path / "dataset_info.json", feature, {"names": [str]})
+            names[column] = feature["names"]
     wanted = set(filter(None, columns))
 
     def records():
         number = 0
         for file in files:
             try:
+                strict.size(path / file)
                 # Hugging Face writes arrow's streaming format, which has no index at its end.
                 with pyarrow.memory_map(str(path / file)) as mapped:
                     table = pyarrow.ipc.open_stream(mapped).read_all()
-            except (OSError, pyarrow.ArrowInvalid) as error:
+                    # Lengths and places within the file that are wrong would be followed.
+                    table.validate(full=True)
+                    missing = [name for name in wanted if name not in table.column_names]
+                    kept = table if missing else table.select(sorted(wanted))
+                    found = kept.to_pylist()
+            except (OSError, ValueError, TypeError, LookupError, pyarrow.ArrowException) as error:
                 raise InputError(
                     f"{path / file} is no arrow stream ({error}): save it again"
                 ) from None
-            missing = [name for name in wanted if name not in table.column_names]
-            kept = table if missing else table.select(sorted(wanted))
-            for record in kept.to_pylist():
+            for record in found:
                 yield f"{path}, example {number}", record
                 number += 1
 
@@ -215,12 +234,8 @@ def _saved(path: Path, columns: Columns, part: str) -> tuple[Iterable, dict[str,
 
 def _prepared(name: str, part: str) -> tuple[Iterable, dict[str, list[str]]]:
     """Rows of a tensorflow-datasets set on the disk; nothing is downloaded."""
-    from tensorflow_datasets.core import read_only_builder
-
-    # By its files alone: building it by name would ask the network what can be downloaded.
-    find: Any = read_only_builder.builder_from_files
     try:
-        builder = find(name)
+        builder = prepared(name)
         features: Any = builder.info.features
         if part not in builder.info.splits:
             raise InputError(
@@ -243,15 +258,21 @@ def _prepared(name: str, part: str) -> tuple[Iterable, dict[str, list[str]]]:
     return rows, names
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path, shape: dict) -> dict:
     try:
-        found = json.loads(read_utf8(path))
+        found = strict.read_json(path)
+    except OSError:
+        raise InputError(
+            f"{path} does not exist: a folder must be one that Hugging Face's save_to_disk wrote"
+        ) from None
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise InputError(
-                f"{error}; a folder must be one that Hugging Face's save_to_disk wrote"
-            ) from None
         raise InputError(f"{path} is not JSON ({error}): save the set again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is no JSON object: save the set again")
+    _check(path, found, shape)
     return found
+
+
+def _check(path: Path, found: Any, shape: dict) -> None:
+    try:
+        strict.fits(found, shape)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}: save the set again") from None
