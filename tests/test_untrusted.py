@@ -436,6 +436,34 @@ def test_an_arrow_stream_with_places_outside_of_it(tmp_path):
     refused("no arrow stream", read_table, write(tmp_path, files), Columns("text", "label"), "")
 
 
+def test_arrow_streams_that_unfold(tmp_path):
+    import pyarrow
+
+    files, columns = saved_set(), Columns("text", "label")
+
+    def stream(table, **options):
+        buffer = io.BytesIO()
+        options = pyarrow.ipc.IpcWriteOptions(**options)
+        with pyarrow.ipc.new_stream(buffer, table.schema, options=options) as writer:
+            writer.write_table(table)
+        write(tmp_path, files | {"data.arrow": buffer.getvalue()})
+
+    plain = pyarrow.table({"text": ["a" * 1000] * 4, "label": [0, 1, 0, 1]})
+    stream(plain)
+    assert len(read_table(tmp_path, columns, "").rows) == 4
+    for method in ("lz4", "zstd"):
+        stream(plain, compression=method)
+        refused("it is packed", read_table, tmp_path, columns, "")
+    folded = pyarrow.array(["a"] * 4).dictionary_encode()
+    stream(pyarrow.table({"text": folded, "label": [0, 1, 0, 1]}))
+    refused("'text' is of the type dictionary", read_table, tmp_path, columns, "")
+    stream(pyarrow.table({"text": folded, "label": [0, 1, 0, 1]}), compression="lz4")
+    refused("it is packed", read_table, tmp_path, columns, "")
+    nothing = pyarrow.nulls(10**7)
+    stream(pyarrow.table({"text": nothing, "label": nothing}))
+    refused("it says 10,000,000 rows", read_table, tmp_path, columns, "")
+
+
 @pytest.mark.parametrize("depth", [0, 1, 2])
 def test_a_prepared_set_imports_nothing(depth, tmp_path, monkeypatch):
     from tensorflow_datasets.core.utils import file_utils

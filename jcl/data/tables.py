@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,16 +213,19 @@ def _saved(path: Path, columns: Columns, part: str) -> tuple[Iterable, dict[str,
         number = 0
         for file in files:
             try:
-                strict.size(path / file)
+                length = strict.size(path / file)
                 # Hugging Face writes arrow's streaming format, which has no index at its end.
                 with pyarrow.memory_map(str(path / file)) as mapped:
+                    if any(map(_packed, pyarrow.ipc.MessageReader.open_stream(mapped))):
+                        raise ValueError("it is packed, as Hugging Face writes none")
+                    mapped.seek(0)
                     table = pyarrow.ipc.open_stream(mapped).read_all()
                     # Lengths and places within the file that are wrong would be followed.
                     table.validate(full=True)
-                    missing = [name for name in wanted if name not in table.column_names]
-                    kept = table if missing else table.select(sorted(wanted))
-                    found = kept.to_pylist()
-            except (OSError, ValueError, TypeError, LookupError, pyarrow.ArrowException) as error:
+                    found = _rows(table, wanted, length)
+            except (
+                OSError, ValueError, TypeError, LookupError, struct.error, pyarrow.ArrowException
+            ) as error:  # fmt: skip
                 raise InputError(
                     f"{path / file} is no arrow stream ({error}): save it again"
                 ) from None
@@ -230,6 +234,51 @@ def _saved(path: Path, columns: Columns, part: str) -> tuple[Iterable, dict[str,
                 number += 1
 
     return records(), names
+
+
+def _rows(table: Any, wanted: set[str], length: int) -> list[dict[str, Any]]:
+    """The rows of an arrow table from a file of that length; their names alone where one lacks.
+
+    Of types that may say much in few bytes (dictionaries, views, lists) none is unfolded.
+    """
+    from pyarrow import types
+
+    if not wanted <= {*table.column_names}:
+        return [dict.fromkeys(table.column_names)]
+    for name in sorted(wanted):
+        kind = table.schema.field(name).type
+        text = types.is_string(kind) or types.is_large_string(kind)
+        if not (text or types.is_primitive(kind) or types.is_null(kind)):
+            raise ValueError(f"the column '{name}' is of the type {kind}, no text or number")
+    if table.num_rows > length:
+        raise ValueError(f"it says {table.num_rows:,} rows in {length:,} bytes")
+    return table.select(sorted(wanted)).to_pylist()
+
+
+def _packed(message: Any) -> bool:
+    """Whether a part of an arrow stream is packed: it would say itself how long it becomes.
+
+    In the table RecordBatch of Message.fbs, a flatbuffer, that is the fourth field, which pyarrow
+    does not show.
+    """
+
+    def number(kind: str, place: int) -> int:
+        return struct.unpack_from(kind, message.metadata, place)[0]
+
+    def field(table: int, which: int) -> int:
+        places = table - number("<i", table)
+        held = 4 + 2 * which < number("<H", places)
+        offset = number("<H", places + 4 + 2 * which) if held else 0
+        return table + offset if offset else 0
+
+    def inner(table: int, which: int) -> int:
+        place = field(table, which)
+        return place + number("<I", place)
+
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = inner(number("<I", 0), 2)
+    return bool(field(batch if message.type == "record batch" else inner(batch, 1), 3))
 
 
 def _prepared(name: str, part: str) -> tuple[Iterable, dict[str, list[str]]]:
