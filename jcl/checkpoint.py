@@ -162,7 +162,7 @@ def _manifest(path: Path) -> dict[str, Any]:
         strict.fits(manifest, {"leaves": {str: _LEAF}})
         for name, leaf in manifest["leaves"].items():
             numbered = re.fullmatch("[0-9]+", name)
-            if not numbered or min(leaf["shape"], default=0) < 0 or _dtype(leaf) == object:
+            if not numbered or min(leaf["shape"], default=0) < 0 or str(_dtype(leaf)) == "object":
                 raise ValueError(f"its leaf {name[:40]!r} has no number, no shape or no type")
     except InputError:
         raise
@@ -194,7 +194,7 @@ def _arrays(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path.absolute() / "state", shapes)
-    except (ValueError, TypeError, KeyError, OSError) as error:
+    except Exception as error:  # Orbax raises Exception itself
         raise InputError(_forged(path, "state", _first_line(error))) from error
 
 

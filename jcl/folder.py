@@ -228,8 +228,8 @@ def _refuse_links(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InputError(
-                f"{path} is a link or no file, and a run writes to nothing outside of its folder: put there "
-                "what it leads to, or name another folder with --out."
+                f"{path} is a link or no file, and a run writes to nothing outside of its folder: "
+                "put there what it leads to, or name another folder with --out."
             )
 
 

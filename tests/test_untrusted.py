@@ -712,8 +712,8 @@ def test_links_among_checkpoints(checkpoints, tmp_path):
 
 SIMPLE = st.sampled_from(
     [
-        None, True, 0, 1, -1, 0.5, 2**31, 2**62, 10**30, float("nan"), float("inf"), 1e308, "", "..",
-        "../x", "/etc/passwd", "\ud800", "\x1b[2J", "a" * 100, "float32", [], {}, [[]], {"": 0},
+        None, True, 0, 1, -1, 0.5, 2**31, 2**62, 10**30, float("nan"), float("inf"), 1e308, "",
+        "..", "../x", "/etc/passwd", "\ud800", "\x1b[2J", "a" * 100, "float32", [], {}, [[]], {"": 0},
     ]
 )  # fmt: skip
 VALUES = st.recursive(
@@ -737,7 +737,8 @@ def harmed_json(draw, content):
     holder, key = whole, "whole"
     while isinstance(holder[key], dict | list) and holder[key] and draw(st.integers(0, 4)):
         holder = holder[key]
-        key = draw(st.sampled_from(sorted(holder) if isinstance(holder, dict) else range(len(holder))))
+        keys = sorted(holder) if isinstance(holder, dict) else range(len(holder))
+        key = draw(st.sampled_from(keys))
     if draw(st.integers(0, 5)) or holder is whole:
         holder[key] = draw(VALUES)
     else:
@@ -773,7 +774,8 @@ def harmed(draw, name, content):
     if kind == "cut":
         return content[:place]
     if kind == "splice":
-        return content[:place] + draw(st.binary(max_size=8)) + content[place + draw(st.integers(0, 8)) :]
+        rest = content[place + draw(st.integers(0, 8)) :]
+        return content[:place] + draw(st.binary(max_size=8)) + rest
     if kind == "flip":
         flipped = bytearray(content or b" ")
         flipped[min(place, len(flipped) - 1)] ^= 1 << draw(st.integers(0, 7))
@@ -878,6 +880,7 @@ LOADERS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax's
 @pytest.mark.parametrize("name", LOADERS)
 def test_mutated_files_are_read_or_refused(name, tmp_path):
     """Nothing but a result or an InputError comes of them."""

@@ -164,7 +164,7 @@ def clinc150(
     other = 'jcl.data.text_classification("clinc_oos", text="text", label="intent_name", tasks=...)'
     folder = _folder(path, "clinc150", ("data_full.json", "domains.json"), other)
     groups = _json(folder / "domains.json", {str: [str]})
-    data = _json(folder / "data_full.json", dict.fromkeys(("train", "test"), [[str]]))
+    data = _json(folder / "data_full.json", {"train": [[str]], "test": [[str]]})
     if not data["train"]:
         raise InputError(f"{folder} holds other files than CLINC150's: fetch them again")
     home = {intent: domain for domain, intents in groups.items() for intent in intents}

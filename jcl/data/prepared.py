@@ -39,9 +39,8 @@ def _classes(value: Any) -> Iterator[Any]:
             yield from _classes(each)
     if isinstance(value, dict):
         for key, inner in value.items():
-            if key in ("pythonClassName", "python_class_name"):
-                yield inner
-            elif key == "type" and isinstance(inner, str) and "." in inner:
+            dotted = isinstance(inner, str) and "." in inner
+            if key in ("pythonClassName", "python_class_name") or (key == "type" and dotted):
                 yield inner
             elif isinstance(inner, str) and inner.lstrip().startswith("{"):
                 yield from _classes(strict.parse_json(inner))

@@ -247,7 +247,8 @@ def _rows(table: Any, wanted: set[str], length: int) -> list[dict[str, Any]]:
         return [dict.fromkeys(table.column_names)]
     for name in sorted(wanted):
         kind = table.schema.field(name).type
-        text = types.is_string(kind) or types.is_large_string(kind)
+        kinds = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+        text = any(one(kind) for one in kinds)
         if not (text or types.is_primitive(kind) or types.is_null(kind)):
             raise ValueError(f"the column '{name}' is of the type {kind}, no text or number")
     if table.num_rows > length:

@@ -69,7 +69,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"and {WEIGHTS}."
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} is no JSON that can be read ({error}): fetch it again.") from error
+        raise InputError(
+            f"{path} is no JSON that can be read ({error}): fetch it again."
+        ) from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object: fetch it again.")
     return found
