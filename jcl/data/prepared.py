@@ -1,5 +1,6 @@
 """Sets of tensorflow-datasets that are on the disk already; nothing is downloaded or executed."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,15 +22,18 @@ def prepared(name: str) -> Any:
             be; the message says which.
     """
     from tensorflow_datasets.core import read_only_builder
+    from tensorflow_datasets.core.utils import error_utils
 
-    # Where there is none, the public call below says so.
-    folder = read_only_builder._find_builder_dir(name)
-    for file in ("features.json", "dataset_info.json") if folder else ():
+    find = error_utils.reraise_with_context(Exception)(read_only_builder._find_builder_dir)
+    folder = find(name)
+    if folder is None:
+        raise FileNotFoundError(f"no folder of tensorflow-datasets holds files of {name}")
+    for file in ("features.json", "dataset_info.json"):
         path = Path(folder) / file
         for named in _classes(strict.read_json(path)) if path.exists() else ():
             if not (isinstance(named, str) and named.startswith(_OWN)):
                 raise ValueError(f"{path} names {named!r}, none of tensorflow-datasets' features")
-    return read_only_builder.builder_from_files(name)
+    return read_only_builder.builder_from_directory(folder)
 
 
 def _classes(value: Any) -> Iterator[Any]:
@@ -42,7 +46,15 @@ def _classes(value: Any) -> Iterator[Any]:
             dotted = isinstance(inner, str) and "." in inner
             if key in ("pythonClassName", "python_class_name") or (key == "type" and dotted):
                 yield inner
-            elif isinstance(inner, str) and inner.lstrip().startswith("{"):
+            elif isinstance(inner, str) and _is_json(inner):
                 yield from _classes(strict.parse_json(inner))
             else:
                 yield from _classes(inner)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except ValueError:
+        return False
+    return True
