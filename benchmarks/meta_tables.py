@@ -300,7 +300,8 @@ def write_page():
         machine = resumable.NEVER
     folder, picture = finished("sinusoid", TABLES["sinusoid"].rows[0]), PAGE.parent / PICTURE
     if ("sinusoid", "maml") in here and not newer(picture, folder / "report.json"):
-        reopened = answer.reopen(folder, load_config)
+        config = reproduce.ROOT / "configs" / "meta" / "sinusoid.py"
+        reopened = answer.reopen(folder, load_config, config)
         draw(reopened.experiment.model, reopened.state.params, picture)
     lines = [
         "# Meta-learning",

@@ -95,7 +95,7 @@ class GenerateOptions:
         top_k: draw among so many of the likeliest tokens.
         top_p: draw among the likeliest tokens whose chances reach this together.
         seed: of the draws.
-        config: the run's config file, if it was moved.
+        config: the run's config file, if it was moved or does not lie in ./configs.
     """
 
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -384,7 +384,7 @@ def _list(arguments: list[str]) -> None:
         name = str(path.relative_to(place))  # short, so that a narrow terminal does not break it
         try:
             table.add_row(name, _first_line(ast.get_docstring(ast.parse(path.read_bytes()))))
-        except (SyntaxError, ValueError) as error:
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             table.add_row(name, f"(cannot be read: {error})")
     console.print(table)
     streams = [

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from jcl import checkpoint, folder, memory
+from jcl import checkpoint, folder, memory, strict
 from jcl.core import lift
 from jcl.errors import InputError
 from jcl.experiment import Experiment, check, stage_name
@@ -41,21 +41,26 @@ def reopen(
 ) -> Reopened:
     """The experiment and the newest intact state of a run folder.
 
+    A config file is code, and config.json of a folder from elsewhere may name any file of this
+    machine. So what it names is executed only if it lies in the folder `configs` of the working
+    directory, where one's own configs are; else the caller has to name the file.
+
     Args:
         run: the folder.
         load: executes a config file.
-        config_file: where it is, if it is no longer where the run found it.
+        config_file: where it is, if it lies elsewhere, or no longer where the run found it.
 
     Raises:
         InputError: the folder is no run's or holds no checkpoint, or the config file is not found,
-            is another than the run's, or does not make its config.
+            is another than the run's, does not make its config, or was not given and does not lie
+            in `configs`.
     """
     if not (run / "config.json").is_file():
         raise InputError(f"{run} is no run folder: there is no config.json in it.")
     description = folder.read_config(run / "config.json")
     folder.check_no_grid(run, description)
     module = load(_config_file(run, description, config_file))
-    experiment = module.build(_config(run, module.Config, description["config"]))
+    experiment = module.build(_config(run, module.Config, description.get("config", {})))
     functions = learner(
         experiment.loss_fn, experiment.strategy, measure=experiment.measure.function
     )
@@ -73,7 +78,16 @@ def reopen(
     state, position = restored
     if seeds > 1:
         state = LearnerState(*jax.tree.map(lambda leaf: leaf[0], state[:3]), *state[3:])
-    stage, step = position["stage"], position["step"]
+    try:
+        strict.fits(position, {"stage": int, "step": int})
+        stage, step = position["stage"], position["step"]
+        if not 0 <= stage <= len(experiment.stream.stages) - (step > 0) or step < 0:
+            raise ValueError(f"the run has no step {step} of a stage {stage}")
+    except ValueError as error:
+        raise InputError(
+            f"{run}: the newest checkpoint's progress.json is not this run's ({error}): get the "
+            "folder again from where it comes from."
+        ) from error
     task = max(0, stage - (step == 0))
     where = f"after {step} steps of" if step else "after"
     where = f"{where} {stage_name(experiment, task)}" if stage or step else "before its first step"
@@ -170,6 +184,14 @@ def _config_file(run: Path, description: dict[str, Any], given: Path | None) -> 
     if path is None or not path.is_file():
         missing = f"{path} is not there" if path else f"{run} does not say where it is"
         raise InputError(f"The run's config file is needed, and {missing}: give --config PATH.")
+    home = Path("configs").resolve()
+    inside = path.resolve().is_relative_to(home) and run.resolve() not in path.resolve().parents
+    if given is None and not inside:
+        raise InputError(
+            f"{run}/config.json names the config file {path}. That is code, and a folder from "
+            f"elsewhere could name any: jcl executes unasked only what lies in {home}. If it is "
+            f"the file you expect, say so by --config {path}."
+        )
     if folder.config_hash(path) != description.get("config_hash"):
         commit = description.get("git_commit")
         raise InputError(
@@ -196,7 +218,7 @@ def _config(run: Path, config: type, fields: dict[str, Any]) -> Any:
 
     try:
         made = config(**{name: plain(name, value) for name, value in fields.items()})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{run}/config.json does not fit its config file: {error}.") from error
     found = folder.as_json(dataclasses.asdict(made))
     differing = sorted(name for name in fields if found.get(name) != fields[name])

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jcl import strict
 from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
@@ -31,6 +33,7 @@ SCHEMA = 1
 PATIENT = ocp.options.AsyncOptions(
     timeout_secs=365 * 24 * 3600, create_directories_asynchronously=False
 )
+_LEAF = {"path": str, "shape": [int], "dtype": str}
 
 for _name in ("absl", "orbax", "asyncio"):  # they report what save raises, at length
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -196,8 +199,10 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
 
     Raises:
         InputError: checkpoints exist and none is intact, or the newest intact one is of a newer
-            or older schema or of another state.
+            or older schema or of another state, or cannot be what it says it is.
     """
+    if folder.is_symlink():
+        raise InputError(f"{folder} is a link: put there what it leads to.")
     numbers = _numbers(folder)
     for number in sorted(numbers, reverse=True):
         path = folder / f"{number:06d}"
@@ -209,12 +214,10 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
             )
             path.rename(_free(path.with_suffix(".damaged")))
             continue
-        manifest = json.loads((path / "manifest.json").read_text())
-        _check(path, manifest, abstract)
-        with ocp.StandardCheckpointer() as checkpointer:
-            named = checkpointer.restore(path.absolute() / "state", _named(abstract))
+        _check(path, _manifest(path), abstract)
+        named = _arrays(path, _named(abstract))
         state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
-        return state, json.loads((path / "progress.json").read_text())
+        return state, _progress(path)
     if numbers:
         raise InputError(
             f"None of the {len(numbers)} checkpoints in {folder} is intact; start the same command "
@@ -237,19 +240,71 @@ def read(folder: Path) -> dict[str, Any]:
     if not intact:
         raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
     path = folder / f"{intact[0]:06d}"
-    manifest = json.loads((path / "manifest.json").read_text())
-    _check_schema(path, manifest)
+    leaves = _manifest(path)["leaves"]
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(leaf):
-        key = leaf["dtype"].startswith("key<")
-        dtype = jax.random.key(0).dtype if key else jax.numpy.dtype(leaf["dtype"])
-        return jax.ShapeDtypeStruct(tuple(leaf["shape"]), dtype, sharding=place)
+        return jax.ShapeDtypeStruct(tuple(leaf["shape"]), _dtype(leaf), sharding=place)
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        shapes = {name: abstract(leaf) for name, leaf in manifest["leaves"].items()}
-        found = checkpointer.restore(path.absolute() / "state", shapes)
-    return {leaf["path"]: found[name] for name, leaf in manifest["leaves"].items()}
+    _check_declared(path, leaves)
+    found = _arrays(path, {name: abstract(leaf) for name, leaf in leaves.items()})
+    return {leaf["path"]: found[name] for name, leaf in leaves.items()}
+
+
+def _dtype(leaf: dict[str, Any]) -> Any:
+    key = leaf["dtype"].startswith("key<")
+    return jax.random.key(0).dtype if key else jax.numpy.dtype(leaf["dtype"])
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """What an intact checkpoint says of itself: one of a forger is intact as well."""
+    try:
+        manifest = strict.read_json(path / "manifest.json")
+        _check_schema(path, manifest)
+        strict.fits(manifest, {"leaves": {str: _LEAF}})
+        for name, leaf in manifest["leaves"].items():
+            numbered = re.fullmatch("[0-9]+", name)
+            if not numbered or min(leaf["shape"], default=0) < 0 or str(_dtype(leaf)) == "object":
+                raise ValueError(f"its leaf {name[:40]!r} has no number, no shape or no type")
+    except InputError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(_forged(path, "manifest.json", error)) from error
+    return manifest
+
+
+def _progress(path: Path) -> dict[str, Any]:
+    try:
+        progress = strict.read_json(path / "progress.json")
+        strict.fits(progress, {str: object})
+    except (OSError, ValueError) as error:
+        raise InputError(_forged(path, "progress.json", error)) from error
+    return progress
+
+
+def _check_declared(path: Path, leaves: dict[str, Any]) -> None:
+    """Refuses to make arrays that are out of proportion to the files; only a state of almost
+    nothing but zeros is packed so well."""
+    declared = sum(math.prod(leaf["shape"]) * _dtype(leaf).itemsize for leaf in leaves.values())
+    held = sum(file.stat().st_size for file in _files(path / "state"))
+    if declared > strict.most_unpacked(held):
+        reason = f"it declares {declared:,} bytes of arrays, where its files hold {held:,}"
+        raise InputError(_forged(path, "manifest.json", reason))
+
+
+def _arrays(path: Path, shapes: dict[str, Any]) -> dict[str, Any]:
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(path.absolute() / "state", shapes)
+    except Exception as error:  # Orbax raises Exception itself
+        raise InputError(_forged(path, "state", _first_line(error))) from error
+
+
+def _forged(path: Path, name: str, reason: Any) -> str:
+    return (
+        f"{path / name} cannot be read ({reason}), though its sums are right: get "
+        "the run folder again from where it comes from, or begin again with --fresh."
+    )
 
 
 def _check_schema(path: Path, manifest: dict[str, Any]) -> None:
@@ -300,10 +355,15 @@ def _sum(path: Path) -> str:
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
+    for file in (path, *path.rglob("*")):
+        if file.is_symlink() or not (file.is_file() or file.is_dir()):
+            return f"{file.relative_to(path.parent)} is a link, or no file"
     try:
         if (path / "manifest.sha256").read_text() != _sum(path / "manifest.json"):
             return "manifest.json has another SHA-256 sum than manifest.sha256"
-        expected = json.loads((path / "manifest.json").read_text())["sha256"]
+        manifest = strict.read_json(path / "manifest.json")
+        strict.fits(manifest, {"schema": int, "sha256": {str: str}})
+        expected = manifest["sha256"]
     except (OSError, ValueError) as error:
         return f"its manifest cannot be read: {_first_line(error)}"
     found = _sums(path)

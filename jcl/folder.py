@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 
+from jcl import strict
 from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
@@ -32,6 +33,13 @@ IDENTITY = ("name", "config", "config_hash", "data", "seeds", "grid")
 MACHINE = ("versions", "devices", "mesh", "replicas", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
 CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
+# What config.json holds at least, and what it may hold beside it.
+_HELD = {"seeds": [int]}
+_MAY_HOLD = {
+    "name": str, "config": {str: object}, "config_file": str, "config_hash": str,
+    "git_commit": str | None, "known": {str: object},
+}  # fmt: skip
+_KNOWN = {"labels": [str], "vocabulary": int | None}
 
 
 def describe(
@@ -111,6 +119,7 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
             _clear(folder)
         begun = path.exists()
         if begun:
+            _refuse_links(folder)
             _compare(folder, read_config(path), description)
         else:
             begun = True  # not ours to clear
@@ -214,7 +223,7 @@ def _make(folder: Path) -> list[Path]:
 
 def _lock(folder: Path) -> int:
     try:
-        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o644)
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o644)
     except OSError as error:
         raise InputError(
             f"The run folder {folder} cannot be written ({error.strerror}): give it back its write "
@@ -229,6 +238,16 @@ def _lock(folder: Path) -> int:
             "--out."
         ) from None
     return lock
+
+
+def _refuse_links(folder: Path) -> None:
+    """A link in a folder from elsewhere would have what it leads to overwritten."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise InputError(
+                f"{path} is a link or no file, and a run writes to nothing outside of its folder: "
+                "put there what it leads to, or name another folder with --out."
+            )
 
 
 def _clear(folder: Path) -> None:
@@ -247,9 +266,15 @@ def read_config(path: Path) -> dict[str, Any]:
         InputError: the file is no run's, or of a newer or older schema.
     """
     try:
-        found = json.loads(path.read_text())
-        schema = int(found["schema"])
-    except (ValueError, KeyError, TypeError) as error:
+        found = strict.read_json(path)
+        strict.fits(found, {"schema": int})
+        if (schema := found["schema"]) <= SCHEMA:
+            strict.fits(found, _HELD | {key: _MAY_HOLD[key] for key in _MAY_HOLD.keys() & found})
+            known = found.get("known", {})
+            strict.fits(known, {key: _KNOWN[key] for key in _KNOWN.keys() & known}, "its known")
+            if not found["seeds"]:
+                raise ValueError("its seeds are none")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is not a run's config.json ({error}): start with --fresh, or name another "
             "folder with --out."

@@ -1,6 +1,6 @@
 """The proof: report.json, report.md and matrix.png of a run, and runs side by side."""
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +9,26 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from jcl import strict
 from jcl.errors import InputError
 from jcl.folder import write_json
 from jcl.grid import shown
 from jcl.metrics import METRICS, summary
 
 SCHEMA = 1
-KEYS = (
-    "schema", "name", "tasks", "measure", "higher_is_better", "seeds", "matrix", "metrics",
-    "wall_seconds", "steps", "step_seconds_median", "traces", "config", "versions",
-)  # fmt: skip
-GRID_KEYS = ("settings", "by_setting", "best")  # of a run of several settings alone
+_SOME = strict.NUMBER | None
+_METRICS = {name: {"mean": _SOME, "ci95": _SOME, "values": [_SOME]} for name in METRICS}
+SHAPE = {
+    "name": str, "tasks": [str], "measure": str, "higher_is_better": bool, "seeds": [int],
+    "matrix": [[[strict.NUMBER]]], "metrics": _METRICS, "wall_seconds": strict.NUMBER,
+    "steps": int, "step_seconds_median": _SOME, "traces": {str: int}, "config": {str: object},
+    "versions": {str: str},
+}  # fmt: skip
+# Of a run of several settings alone.
+GRID_SHAPE = {
+    "settings": [{str: strict.NUMBER}], "best": int,
+    "by_setting": [{"setting": {str: strict.NUMBER}, "metrics": _METRICS}],
+}  # fmt: skip
 
 
 def make(
@@ -89,7 +98,7 @@ def of_best(report: dict[str, Any]) -> dict[str, Any]:
     best = report["by_setting"][report["best"]]
     numbers = [n for n, setting in enumerate(report["settings"]) if setting == best["setting"]]
     return {
-        **{name: value for name, value in report.items() if name not in GRID_KEYS},
+        **{name: value for name, value in report.items() if name not in GRID_SHAPE},
         "name": f"{report['name']}, {shown(best['setting'])}",
         "config": report["config"] | best["setting"],
         "metrics": best["metrics"],
@@ -120,17 +129,16 @@ def read(folder: Path) -> dict[str, Any]:
     """
     path = Path(folder) / "report.json"
     try:
-        report = json.loads(path.read_text())
-        schema = report["schema"]
-        keys = {*KEYS, *(GRID_KEYS if "settings" in report else ())}
-        if schema == SCHEMA and keys - set(report):
-            raise ValueError(f"it lacks {', '.join(sorted(keys - set(report)))}")
+        report = strict.read_json(path)
+        strict.fits(report, {"schema": int})
+        if (schema := report["schema"]) == SCHEMA:
+            _check(report)
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror}): name the folder of a finished run, such as "
             "runs/quickstart/naive."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise InputError(
             f"{path} is no report of a run ({error}): give the command "
             "of that run again, which makes the report anew."
@@ -138,6 +146,32 @@ def read(folder: Path) -> dict[str, Any]:
     if schema != SCHEMA:
         raise InputError(f"{path} has schema {schema}; this version of jcl reads {SCHEMA}.")
     return report
+
+
+def _check(report: dict[str, Any]) -> None:
+    """Passes the content of report.json, whose parts belong together.
+
+    Raises:
+        ValueError: they do not.
+    """
+    strict.fits(report, SHAPE)
+    tasks, seeds, matrix = report["tasks"], report["seeds"], report["matrix"]
+    rows = {len(each) for each in matrix}
+    columns = {len(row) for each in matrix for row in each}
+    if not tasks or len(matrix) != len(seeds) or len(rows) != 1 or columns != {len(tasks)}:
+        raise ValueError("its matrix is not one of rows of its tasks for each of its seeds")
+    if min(rows) < 2:
+        raise ValueError("its matrix lacks the row before training or the one after it")
+    fields: list[str] = []
+    if "settings" in report:
+        strict.fits(report, GRID_SHAPE)
+        settings, by_setting = report["settings"], report["by_setting"]
+        if len(settings) != len(seeds) or not 0 <= report["best"] < len(by_setting):
+            raise ValueError("its settings are not those of its replicas")
+        fields = [name for each in settings for name in each]
+    names = "".join([report["name"], report["measure"], *tasks, *fields])
+    if shown := re.search("[\x00-\x1f\x7f-\x9f]", names):  # a terminal would obey it
+        raise ValueError(f"one of its names holds the control character {shown[0]!r}")
 
 
 def show(reports: Sequence[dict[str, Any]], console: Console) -> None:

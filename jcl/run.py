@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, checks, folder, report
+from jcl import checkpoint, checks, folder, report, strict
 from jcl.allocator import keep_freed_memory
 from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, OutOfMemory, SaveError, Stopped
 from jcl.experiment import Experiment, known, stage_name, stage_steps
@@ -138,7 +138,7 @@ def _train(
     lengths = stage_steps(experiment)
     restored = checkpoint.restore(path / "checkpoints", program.abstract)
     if restored:
-        state, position = restored[0], Position(**restored[1])
+        state, position = restored[0], _position(path, restored[1], lengths)
     else:
         state, position = program.initial(), Position()
     lines = folder.MetricsFile(path, position.offset)
@@ -254,6 +254,28 @@ def _train(
                 "Make room, then start the same command again."
             ) from error
     return finished
+
+
+def _position(path: Path, found: dict[str, Any], lengths: list[int]) -> Position:
+    """The position that a checkpoint holds, which may come from elsewhere."""
+    number = strict.NUMBER
+    shape = {
+        "stage": int, "step": int, "matrix": [[[number]]], "offset": int, "wall_seconds": number,
+        "step_seconds": [number], "traces": {str: int},
+    }  # fmt: skip
+    try:
+        strict.fits(found, shape)
+        position = Position(**found)
+        stage, step = position.stage, position.step
+        ended = stage == len(lengths) and step == 0
+        if min(stage, step, position.offset) < 0 or not (ended or step <= lengths[stage]):
+            raise ValueError(f"the run has no step {step} of a stage {stage}")
+    except (TypeError, ValueError, LookupError) as error:
+        raise InputError(
+            f"{path}: the newest checkpoint's progress.json is not this run's ({error}): get the "
+            "folder again from where it comes from, or begin again with --fresh."
+        ) from error
+    return position
 
 
 class _StepLog:

@@ -394,9 +394,14 @@ def build(config):
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("writer") / "writer.py"
+    """In the configs of the working directory, where `jcl generate` executes it unasked."""
+    place = tmp_path_factory.mktemp("writer")
+    path = place / "configs" / "writer.py"
+    path.parent.mkdir()
     path.write_text(WRITER)
-    return path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        yield path
 
 
 @pytest.fixture(scope="module")
@@ -405,7 +410,7 @@ def naive(config_file):
 
 
 def trained(config_file, method, *arguments):
-    out = config_file.parent / method
+    out = config_file.parent.parent / method
     assert main(["run", str(config_file), "--method", method, "--out", str(out), *arguments]) == 0
     return out
 
@@ -494,7 +499,9 @@ def test_what_the_command_refuses(naive, config_file, tmp_path, capsys):
 def test_an_experiment_without_a_tokenizer_is_refused(tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["run", str(TINY), "--epochs", "0.5", "--method", "naive", "--out", str(run)]) == 0
-    assert "jcl.Experiment(tokenizer=...)" in refused(capsys, run, "--prompt", "a")
+    assert "jcl.Experiment(tokenizer=...)" in refused(
+        capsys, run, "--prompt", "a", "--config", TINY
+    )
 
 
 class Words:

@@ -187,7 +187,7 @@ def test_the_report(finished, tmp_path, capsys):
     assert best["config"]["rate"] == SETTINGS[report["best"]]["rate"]
 
     lower = jcl.report.make(
-        **{name: report[name] for name in jcl.report.KEYS if name not in ("schema", "metrics")}
+        **{name: report[name] for name in jcl.report.SHAPE if name != "metrics"}
         | {"higher_is_better": False, "settings": report["settings"]}
     )
     assert lower["best"] == np.argmin(means)

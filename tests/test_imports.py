@@ -9,11 +9,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "jcl"
 
-# part: the parts of jcl it may import, errors and checks aside
+# part: the parts of jcl it may import, errors, checks and strict aside
 ALLOWED = {
     "errors": set(),
     "stopping": set(),
     "checks": set(),
+    "strict": set(),
     "allocator": set(),
     "paths": set(),
     "core": {"paths"},
@@ -66,7 +67,7 @@ def imported(path):
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.name)
 def test_imports_point_one_way(path):
     part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    assert set(imported(path)) - {"errors", "checks"} <= ALLOWED[part]
+    assert set(imported(path)) - {"errors", "checks", "strict"} <= ALLOWED[part]
 
 
 def test_no_tensorflow_no_torch_no_plotting_at_import():

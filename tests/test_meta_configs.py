@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from reports import a_report
 from scripts import benchmark
 
 import jcl
@@ -169,15 +170,10 @@ def finish(tables, name, label, matrix, deviations=()):
     folder = tables.place(name, row)
     folder.mkdir(parents=True)
     metric = {"mean": None, "ci95": None, "values": []}
-    found = dict.fromkeys(tables.report.KEYS, 0) | {
-        "schema": tables.report.SCHEMA,
-        "seeds": list(range(len(matrix))),
-        "higher_is_better": name != "sinusoid",
-        "matrix": matrix,
-        "metrics": {"average_accuracy": metric},
-        "wall_seconds": 60.0,
-        "config": {"episodes": 1000},
-    }
+    found = a_report(
+        matrix=matrix, metrics={"average_accuracy": metric},
+        higher_is_better=name != "sinusoid", config={"episodes": 1000},
+    )  # fmt: skip
     (folder / "report.json").write_text(json.dumps(found))
     (folder / "config.json").write_text(json.dumps({"git_commit": "0123456789"}))
     lines = [json.dumps({"kind": "probe", "deviation": [each]}) for each in deviations]

@@ -294,7 +294,7 @@ def test_next_month_goes_on_with_the_memory_and_then_without_its_file(tmp_path, 
     for name in ("report.json", "report.md", "matrix.png"):  # it has to read its checkpoint
         (tmp_path / "two" / name).unlink()
     assert run("two", "--memory", file, "--length", 6)[0] == 0
-    assert reopen(tmp_path / "two", load_config).state.strategy[0].seen > 6
+    assert reopen(tmp_path / "two", load_config, config).state.strategy[0].seen > 6
 
 
 def test_what_is_no_memory_is_not_saved(tmp_path):

@@ -16,6 +16,7 @@ from typing import get_args, get_type_hints
 import jax
 import numpy as np
 import pytest
+from reports import a_report
 from scripts import benchmark
 from words import Words
 
@@ -116,12 +117,9 @@ def finish(text, name, row, mean, seeds=3, forgetting=0.125):
     folder = text.place(name, row)
     folder.mkdir(parents=True)
     metric = lambda mean: {"mean": mean, "ci95": 0.01 if seeds > 1 else None, "values": []}
-    found = dict.fromkeys(text.resumable.report.KEYS, 0) | {
-        "schema": text.resumable.report.SCHEMA,
-        "seeds": list(range(seeds)),
-        "metrics": {"average_accuracy": metric(mean), "forgetting": metric(forgetting)},
-        "wall_seconds": 60.0,
-    }
+    found = a_report(
+        seeds, metrics={"average_accuracy": metric(mean), "forgetting": metric(forgetting)}
+    )
     (folder / "report.json").write_text(json.dumps(found))
     (folder / "config.json").write_text(
         json.dumps({"git_commit": "0123456789", "devices": {"platform": "cpu"}, "threads": 2})

@@ -1,6 +1,5 @@
 """Labelled texts as streams: any table of texts, and the sets that the literature uses."""
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -9,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jcl import checks
+from jcl import checks, strict
 from jcl.data.labelled_text import Encoder, Scenario, TextStream, labelled_texts
 from jcl.data.tables import Columns, Row, has_parts, read_table
-from jcl.data.text import read_utf8
 from jcl.errors import InputError
 
 Location = str | os.PathLike
@@ -165,22 +163,17 @@ def clinc150(
     checks.one_of("clinc150", "scenario", scenario, ("task", "domain", "class"))
     other = 'jcl.data.text_classification("clinc_oos", text="text", label="intent_name", tasks=...)'
     folder = _folder(path, "clinc150", ("data_full.json", "domains.json"), other)
-    groups = _json(folder / "domains.json")
-    data = _json(folder / "data_full.json")
-    if not (isinstance(groups, dict) and isinstance(data, dict) and data.get("train")):
+    groups = _json(folder / "domains.json", {str: [str]})
+    data = _json(folder / "data_full.json", {"train": [[str]], "test": [[str]]})
+    if not data["train"]:
         raise InputError(f"{folder} holds other files than CLINC150's: fetch them again")
     home = {intent: domain for domain, intents in groups.items() for intent in intents}
     both = []
     for part in ("train", "test"):
         rows = []
-        for number, entry in enumerate(data.get(part) or []):
+        for number, entry in enumerate(data[part]):
             place = f"{folder / 'data_full.json'}, {part}, entry {number}"
-            if not (
-                isinstance(entry, list)
-                and len(entry) == 2
-                and isinstance(entry[0], str)
-                and entry[1] in home
-            ):
+            if len(entry) != 2 or entry[1] not in home:
                 raise InputError(f"{place} is no [text, intent] of domains.json: fetch it again")
             rows.append(Row(entry[0], entry[1], home[entry[1]], part, place))
         both.append(rows)
@@ -221,7 +214,7 @@ def banking77(
     folder = _folder(path, "banking77", files, other)
     columns = Columns("text", "category")
     both = [read_table(folder / file, columns, "").rows for file in files[:2]]
-    groups = _groups(tasks, _json(folder / "categories.json"))
+    groups = _groups(tasks, _json(folder / "categories.json", [str]))
     labels = [each for group in groups.values() for each in group]
     home = {each: name for name, group in groups.items() for each in group}
     for rows in both:
@@ -431,8 +424,12 @@ def _folder(path: Location | None, name: str, files: Sequence[str], other: str) 
     return folder
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path, shape: Any) -> Any:
     try:
-        return json.loads(read_utf8(path))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON ({error}): fetch it again") from None
+        found = strict.read_json(path)
+        strict.fits(found, shape)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is not JSON as it was published ({error}): fetch it again"
+        ) from None
+    return found

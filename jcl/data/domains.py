@@ -2,7 +2,6 @@
 
 import functools
 import importlib.util
-import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from pydoc_data.topics import topics
 
+from jcl import strict
 from jcl.data.streams import Stream
 from jcl.data.text import group, paragraphs, split_documents, text_task
 from jcl.data.tokenization import BYTES, Tokenizer
@@ -456,7 +456,7 @@ def _german_home(seed: int) -> tuple[list[str], list[str]]:
         raise InputError(
             'the domain german_home needs a package: pip install "jcl[demo]"'
         ) from None
-    grammar = json.loads((folder / "data" / "de.json").read_text(encoding="utf-8"))
+    grammar = strict.parse_json((folder / "data" / "de.json").read_text(encoding="utf-8"))
     draw = random.Random(seed)
     rules = {
         name: _fix_template(text) for name, text in {**grammar["expansion_rules"], **_RULES}.items()

@@ -6,8 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from jcl import checks
+from jcl import checks, strict
 from jcl.data.arrays import Arrays
+from jcl.data.prepared import prepared
 from jcl.data.streams import Stream, Task
 from jcl.errors import InputError
 
@@ -52,13 +53,32 @@ def mnist(path: str | os.PathLike | None = None) -> Images:
             "JCL_DATA to the folder that holds mnist/mnist.npz."
         )
     try:
-        with np.load(path, allow_pickle=False) as held:
-            arrays = [held[name] for name in ("x_train", "y_train", "x_test", "y_test")]
-    except (KeyError, ValueError, OSError) as error:
+        held = strict.read_npz(path, ("x_train", "y_train", "x_test", "y_test"))
+        arrays = [*held.values()]
+        for inputs, targets in (arrays[:2], arrays[2:]):
+            _check(inputs, targets)
+        if arrays[0].shape[1:] != arrays[2].shape[1:]:
+            raise ValueError("the images of train and test differ in size")
+    except (ValueError, OSError) as error:
         raise InputError(
             f"{path} is no npz file with x_train, y_train, x_test and y_test ({error})."
         ) from error
     return Images(arrays[0], arrays[1].astype(np.int32), arrays[2], arrays[3].astype(np.int32))
+
+
+def _check(inputs: np.ndarray, targets: np.ndarray) -> None:
+    """Passes images with their labels.
+
+    Raises:
+        ValueError: they are none.
+    """
+    if inputs.dtype != np.uint8 or inputs.ndim != 3 or not inputs.size:
+        raise ValueError(f"images are {inputs.dtype}{[*inputs.shape]}, not uint8[examples, h, w]")
+    if targets.dtype.kind not in "iu" or targets.shape != inputs.shape[:1]:
+        raise ValueError(f"labels are {targets.dtype}{[*targets.shape]}, one whole number an image")
+    # Arrays of as many entries as there are classes are made for every task.
+    if targets.min() < 0 or targets.max() >= 2**16:
+        raise ValueError(f"labels go from {targets.min()} to {targets.max()}")
 
 
 def permuted(images: Images, tasks: int, *, seed: int = 0) -> Stream:
@@ -264,11 +284,8 @@ def _moved(name: str, images: Images, names: list[str], positions: list[np.ndarr
 
 def _prepared(name: str) -> Images:
     """Images from tensorflow-datasets, already on the disk; nothing is downloaded."""
-    from tensorflow_datasets.core import read_only_builder
-
     try:
-        # By its files alone: building it by name would ask the network what can be downloaded.
-        builder: Any = read_only_builder.builder_from_files(name)
+        builder = prepared(name)
         arrays: list[Any] = []
         for part in ("train", "test"):
             source: Any = builder.as_data_source(part)

@@ -1,14 +1,13 @@
 """Commands to a home in ten languages, that need no network: classes, or languages, as tasks."""
 
 import functools
-import json
 import random
 import re
 from collections.abc import Mapping
 from importlib import resources
 from typing import Literal
 
-from jcl import checks
+from jcl import checks, strict
 from jcl.data.domains import expand
 from jcl.data.labelled_text import Encoder, TextStream, labelled_texts
 from jcl.data.tables import Row
@@ -248,7 +247,7 @@ def _sentences(language: str, seed: int) -> dict[str, list[str]]:
         folder = resources.files("home_assistant_intents")
     except ModuleNotFoundError:
         raise InputError('intents needs a package: pip install "jcl[demo]"') from None
-    grammar = json.loads((folder / "data" / f"{language}.json").read_text(encoding="utf-8"))
+    grammar = strict.parse_json((folder / "data" / f"{language}.json").read_text(encoding="utf-8"))
     seen: set[str] = set()
     found = {}
     # Those with the fewest sentences choose first.

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from jcl import strict
 from jcl.data.characters import Characters
+from jcl.data.prepared import prepared
 from jcl.errors import InputError
 
 _SIZE = 28
@@ -60,9 +62,14 @@ def _characters(drawings: dict[str, np.ndarray]) -> Characters:
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     try:
-        with np.load(file, allow_pickle=False) as held:
-            images, numbers, names = (held[key] for key in _KEYS)
-    except (KeyError, ValueError, OSError) as error:
+        images, numbers, names = strict.read_npz(file, _KEYS).values()
+        if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+            raise ValueError(f"character is {numbers.dtype}{[*numbers.shape]}")
+        if names.ndim != 1 or names.dtype.kind != "U":
+            raise ValueError(f"character_names are {names.dtype}{[*names.shape]}")
+        if {*np.unique(numbers).tolist()} != {*range(len(names))}:
+            raise ValueError("character and character_names are not of the same characters")
+    except (ValueError, OSError) as error:
         raise InputError(f"{file} is no npz file with {', '.join(_KEYS)} ({error}).") from error
     if images.dtype != np.uint8 or images.shape != (len(numbers), _SIZE, _SIZE):
         raise InputError(
@@ -74,12 +81,9 @@ def _read(file: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 def _prepared() -> Characters:
     """From tensorflow-datasets, already on the disk; nothing is downloaded."""
-    from tensorflow_datasets.core import read_only_builder
-
     found: dict[str, list[np.ndarray]] = {}
     try:
-        # By its files alone: building it by name would ask the network what can be downloaded.
-        builder: Any = read_only_builder.builder_from_files("omniglot")
+        builder = prepared("omniglot")
         alphabets = builder.info.features["alphabet"]
         for part in ("train", "test"):
             source: Any = builder.as_data_source(part)

@@ -4,11 +4,14 @@ import csv
 import json
 import os
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jcl.data.text import check_whole, json_lines, read_utf8
+from jcl import strict
+from jcl.data.prepared import prepared
+from jcl.data.text import check_line, check_whole, json_lines, read_utf8
 from jcl.errors import InputError
 
 _ENDINGS = (".csv", ".tsv", ".jsonl")
@@ -116,7 +119,7 @@ def _row(place: str, record: Mapping[str, Any], columns: Columns, names) -> Row:
 
 def _name(place: str, column: str, value: Any, names: list[str] | None) -> str:
     """The name of a class or of a domain, from text or a whole number."""
-    value = value.item() if hasattr(value, "item") else value
+    value = value.item() if getattr(value, "size", 0) == 1 else value
     value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
     if isinstance(value, int) and not isinstance(value, bool) and names is not None:
         if not 0 <= value < len(names):
@@ -146,8 +149,7 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     # Where tabs divide the fields a quotation mark is a letter, and may stand alone.
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    lines = (line + "\n" for line in text.split("\n"))
-    reader = csv.reader(lines, delimiter="\t" if tabs else ",", quoting=quoting)
+    reader = csv.reader(_lines(path, text), delimiter="\t" if tabs else ",", quoting=quoting)
     header, start = None, 1
     try:
         for cells in reader:
@@ -173,54 +175,117 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
         raise InputError(f"{path}, line {reader.line_num}: {error}: mend the line") from None
 
 
+def _lines(path: Path, text: str) -> Iterator[str]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        check_line(path, number, line)
+        yield line + "\n"
+
+
 def _saved(path: Path, columns: Columns, part: str) -> tuple[Iterable, dict[str, list[str]]]:
     """Rows of a folder that save_to_disk wrote: arrow streams beside two JSON files."""
     import pyarrow
 
     if has_parts(path):
-        parts = _json(path / "dataset_dict.json").get("splits", [])
+        parts = _json(path / "dataset_dict.json", {"splits": [str]})["splits"]
         if part not in parts:
             raise InputError(
                 f"{path} has the parts {', '.join(parts)}, not '{part}': choose with parts="
             )
         path = path / part
-    files = [each["filename"] for each in _json(path / "state.json").get("_data_files", [])]
-    features = _json(path / "dataset_info.json").get("features") or {}
-    names = {
-        column: feature["names"]
-        for column, feature in features.items()
-        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-    }
+    state = _json(path / "state.json", {"_data_files": [{"filename": str}]})
+    files = [each["filename"] for each in state["_data_files"]]
+    for file in files:
+        # A path would lead elsewhere.
+        if Path(file).name != file:
+            raise InputError(
+                f"{path / 'state.json'}: '{file}' is no name of a file in the folder: save it again"
+            )
+    described = _json(path / "dataset_info.json", {}).get("features") or {}
+    _check(path / "dataset_info.json", described, {str: object})
+    names = {}
+    for column, feature in described.items():
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            _check(path / "dataset_info.json", feature, {"names": [str]})
+            names[column] = feature["names"]
     wanted = set(filter(None, columns))
 
     def records():
         number = 0
         for file in files:
             try:
+                length = strict.size(path / file)
                 # Hugging Face writes arrow's streaming format, which has no index at its end.
                 with pyarrow.memory_map(str(path / file)) as mapped:
+                    if any(map(_packed, pyarrow.ipc.MessageReader.open_stream(mapped))):
+                        raise ValueError("it is packed, as Hugging Face writes none")
+                    mapped.seek(0)
                     table = pyarrow.ipc.open_stream(mapped).read_all()
-            except (OSError, pyarrow.ArrowInvalid) as error:
+                    # Lengths and places within the file that are wrong would be followed.
+                    table.validate(full=True)
+                    found = _rows(table, wanted, length)
+            except (
+                OSError, ValueError, TypeError, LookupError, struct.error, pyarrow.ArrowException
+            ) as error:  # fmt: skip
                 raise InputError(
                     f"{path / file} is no arrow stream ({error}): save it again"
                 ) from None
-            missing = [name for name in wanted if name not in table.column_names]
-            kept = table if missing else table.select(sorted(wanted))
-            for record in kept.to_pylist():
+            for record in found:
                 yield f"{path}, example {number}", record
                 number += 1
 
     return records(), names
 
 
+def _rows(table: Any, wanted: set[str], length: int) -> list[dict[str, Any]]:
+    """The rows of an arrow table from a file of that length; their names alone where one lacks.
+
+    Of types that may say much in few bytes (dictionaries, views, lists) none is unfolded.
+    """
+    from pyarrow import types
+
+    if not wanted <= {*table.column_names}:
+        return [dict.fromkeys(table.column_names)]
+    for name in sorted(wanted):
+        kind = table.schema.field(name).type
+        kinds = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+        text = any(one(kind) for one in kinds)
+        if not (text or types.is_primitive(kind) or types.is_null(kind)):
+            raise ValueError(f"the column '{name}' is of the type {kind}, no text or number")
+    if table.num_rows > length:
+        raise ValueError(f"it says {table.num_rows:,} rows in {length:,} bytes")
+    return table.select(sorted(wanted)).to_pylist()
+
+
+def _packed(message: Any) -> bool:
+    """Whether a part of an arrow stream is packed: it would say itself how long it becomes.
+
+    In the table RecordBatch of Message.fbs, a flatbuffer, that is the fourth field, which pyarrow
+    does not show.
+    """
+
+    def number(kind: str, place: int) -> int:
+        return struct.unpack_from(kind, message.metadata, place)[0]
+
+    def field(table: int, which: int) -> int:
+        places = table - number("<i", table)
+        held = 4 + 2 * which < number("<H", places)
+        offset = number("<H", places + 4 + 2 * which) if held else 0
+        return table + offset if offset else 0
+
+    def inner(table: int, which: int) -> int:
+        place = field(table, which)
+        return place + number("<I", place)
+
+    if message.type not in ("record batch", "dictionary"):
+        return False
+    batch = inner(number("<I", 0), 2)
+    return bool(field(batch if message.type == "record batch" else inner(batch, 1), 3))
+
+
 def _prepared(name: str, part: str) -> tuple[Iterable, dict[str, list[str]]]:
     """Rows of a tensorflow-datasets set on the disk; nothing is downloaded."""
-    from tensorflow_datasets.core import read_only_builder
-
-    # By its files alone: building it by name would ask the network what can be downloaded.
-    find: Any = read_only_builder.builder_from_files
     try:
-        builder = find(name)
+        builder = prepared(name)
         features: Any = builder.info.features
         if part not in builder.info.splits:
             raise InputError(
@@ -243,15 +308,21 @@ def _prepared(name: str, part: str) -> tuple[Iterable, dict[str, list[str]]]:
     return rows, names
 
 
-def _json(path: Path) -> dict:
+def _json(path: Path, shape: dict) -> dict:
     try:
-        found = json.loads(read_utf8(path))
+        found = strict.read_json(path)
+    except OSError:
+        raise InputError(
+            f"{path} does not exist: a folder must be one that Hugging Face's save_to_disk wrote"
+        ) from None
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise InputError(
-                f"{error}; a folder must be one that Hugging Face's save_to_disk wrote"
-            ) from None
         raise InputError(f"{path} is not JSON ({error}): save the set again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path} is no JSON object: save the set again")
+    _check(path, found, shape)
     return found
+
+
+def _check(path: Path, found: Any, shape: dict) -> None:
+    try:
+        strict.fits(found, shape)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}: save the set again") from None

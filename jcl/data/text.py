@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-import json
+import io
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jcl import strict
 from jcl.data.streams import Batch, Stream, Task
 from jcl.data.tokenization import BYTES, Tokenizer
 from jcl.errors import InputError
@@ -230,21 +231,32 @@ def read_utf8(path: Path) -> str:
     """Returns the text of a file, unpacked where its name ends in `.gz`, with \\n as line ends.
 
     Raises:
-        InputError: it is missing, a directory, cannot be read, or is not UTF-8 (or not gzip).
+        InputError: it is missing, a directory, cannot be read, or is not UTF-8 (or not gzip, or
+            packed so well that it would fill the memory).
     """
     if path.is_dir():
         raise InputError(f"{path} is a directory: give the files in it")
     try:
+        strict.size(path)
         data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist: check the path") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}): check its rights") from None
+    except ValueError as error:
+        raise InputError(f"{path}: {error}: give a file") from None
     if path.name.endswith(".gz"):
+        most = max(2**24, strict.PACKED_TO * len(data))
         try:
-            data = gzip.decompress(data)
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as packed:
+                data = packed.read(most + 1)
         except (OSError, EOFError, zlib.error) as error:
             raise InputError(f"{path} is not a whole gzip file ({error}): pack it again") from None
+        if len(data) > most:
+            raise InputError(
+                f"{path} unpacks to more than {most:,} bytes, as no text does: unpack it yourself "
+                "if you trust it"
+            )
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -259,20 +271,35 @@ def json_lines(path: Path, text: str, such_as: str) -> Iterator[tuple[int, Any]]
     """Yields the number of every line that is not blank, from 1, and the JSON value on it.
 
     Raises:
-        InputError: a line is not JSON; the message names it, and shows the object `such_as`.
+        InputError: a line is not JSON or of more than 8,000,000 characters; the message names it,
+            and shows the object `such_as`.
     """
     # str.splitlines would also cut at U+2028, which may stand inside a JSON string.
     for number, line in enumerate(text.split("\n"), start=1):
+        check_line(path, number, line)
         if not line.strip():
             continue
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
+            record = strict.parse_json(line)
+        except ValueError as error:
             raise InputError(
                 f"{path}, line {number} is not JSON ({error}): write one object like {such_as} "
                 "a line"
             ) from None
         yield number, record
+
+
+def check_line(path: Path, number: int, line: str) -> None:
+    """Passes a line of a table that is no longer than an example can be.
+
+    Raises:
+        InputError: it is longer.
+    """
+    if len(line) > strict.LINE_CHARACTERS:
+        raise InputError(
+            f"{path}, line {number} has {len(line):,} characters, where "
+            f"{strict.LINE_CHARACTERS:,} are the most: divide its text among several lines"
+        )
 
 
 def check_whole(text: str, place: str, key: str) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import contextvars
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcl import strict
 from jcl.errors import InputError, SaveError
 from jcl.memory.policy import Items, Origin, Policy, rows
 
@@ -68,7 +68,8 @@ def save(
     path = Path(path)
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # a link that someone has put there would be followed
+        with partial.open("xb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         partial.replace(path)
     except OSError as error:
@@ -124,11 +125,11 @@ def starting_from(
             'starting_from(jcl.memory.reservoir(1000), "memory.npz").'
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files}
+        found = strict.read_npz(Path(path))
+        _check_memory(found)
     except FileNotFoundError:
         return policy._replace(init=_awaiting(policy, path))
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"{path} is no memory that can be read ({error}): give a file that jcl.memory.save or "
             "`jcl memory` has written."
@@ -136,8 +137,9 @@ def starting_from(
     _check_same_classes(path, found.pop("known/labels", np.array([], str)).tolist(), labels)
     vocabulary = found.pop("known/vocabulary", None)
     targets = found.get("items/targets", np.zeros(0))
-    if "items/mask" in found and found["items/mask"].shape == targets.shape:
-        targets = targets[found["items/mask"] > 0]
+    mask = found.get("items/mask")
+    if mask is not None and mask.dtype.kind in "biuf" and mask.shape == targets.shape:
+        targets = targets[mask > 0]
     whole = targets.size and np.issubdtype(targets.dtype, np.integer)
     origin = Origin(
         str(path),
@@ -145,6 +147,36 @@ def starting_from(
         None if vocabulary is None else int(vocabulary),
     )
     return policy._replace(init=lambda batch: _taken(policy, path, found, batch), origin=origin)
+
+
+def _check_memory(found: dict[str, np.ndarray]) -> None:
+    """Passes the arrays of a memory, whose counts do not exceed what it holds.
+
+    Raises:
+        ValueError: they are no memory's.
+    """
+    items = {name: leaf for name, leaf in found.items() if name.startswith("items/")}
+    capacities = {leaf.shape[0] if leaf.ndim else 0 for leaf in items.values()}
+    if len(capacities) != 1 or 0 in capacities:
+        raise ValueError("it has no items, or not one capacity for all")
+    if any(leaf.dtype.kind not in "biufV" for leaf in items.values()):
+        raise ValueError("its items are no numbers")
+    counts = {name: found[name] for name in ("seen", "stored", "filled", "place") if name in found}
+    wrong = [name for name, leaf in counts.items() if leaf.dtype.kind not in "iub"]
+    if wrong or "seen" not in found or found["seen"].ndim or found["seen"] < 0:
+        raise ValueError(f"{', '.join(wrong) or 'seen'} is no count")
+    (capacity,) = capacities
+    stored = found.get("stored", np.zeros(1, int))
+    fitting = {leaf.shape for leaf in map(found.get, ("filled", "scores")) if leaf is not None}
+    if stored.ndim != 1 or stored.min(initial=0) < 0 or stored.sum(dtype=float) > capacity:
+        raise ValueError(f"it counts more than its {capacity} items")
+    if fitting - {(capacity,)}:
+        raise ValueError(f"filled or scores are not of its {capacity} items")
+    labels, vocabulary = found.get("known/labels"), found.get("known/vocabulary")
+    if labels is not None and (labels.dtype.kind != "U" or labels.ndim != 1):
+        raise ValueError("known/labels are no words")
+    if vocabulary is not None and (vocabulary.dtype.kind not in "iu" or vocabulary.ndim):
+        raise ValueError("known/vocabulary is no whole number")
 
 
 @contextlib.contextmanager

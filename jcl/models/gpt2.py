@@ -68,6 +68,7 @@ class GPT2Config:
                 "of the heads."
             )
         checks.number("GPT2Config", "dropout", self.dropout, "[0, 1)")
+        checks.number("GPT2Config", "epsilon", self.epsilon, "(0, 1)")
         precision.check("GPT2Config", self)
         efficient_attention.check("GPT2Config", self, causal=True)
 

@@ -151,6 +151,9 @@ class LlamaConfig:
         if self.whole_layers and (self.family != "qwen2" or self.window is None):
             refuse("whole_layers is for Qwen2 with a window")
         checks.number("LlamaConfig", "dropout", self.dropout, "[0, 1)")
+        checks.number("LlamaConfig", "epsilon", self.epsilon, "(0, 1)")
+        for field in ("tied", "bias", "inner_bias"):
+            checks.flag("LlamaConfig", field, getattr(self, field))
         precision.check("LlamaConfig", self)
         efficient_attention.check("LlamaConfig", self, causal=True)
 

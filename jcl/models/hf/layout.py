@@ -1,7 +1,6 @@
 """A checkpoint's folder: the names of its files, the families known, and where tensors lie."""
 
 import importlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcl import strict
 from jcl.errors import InputError
 from jcl.models import wrapping
 
@@ -62,14 +62,16 @@ def shards_of(folder: Path) -> dict[str, list[str]]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
+        found = strict.read_json(path)
     except FileNotFoundError:
         raise InputError(
             f"{path.parent}: there is no {path.name}. A checkpoint is a folder with config.json "
             f"and {WEIGHTS}."
         ) from None
-    except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}): fetch it again.") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is no JSON that can be read ({error}): fetch it again."
+        ) from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds no JSON object: fetch it again.")
     return found

@@ -16,7 +16,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, Sharding
 from safetensors import SafetensorError, safe_open
 
-from jcl import paths
+from jcl import paths, strict
 from jcl.errors import InputError
 from jcl.models import wrapping
 from jcl.models.hf.layout import (
@@ -33,6 +33,9 @@ from jcl.models.hf.layout import (
     shards_of,
 )
 from jcl.models.model import Model, Tensor
+
+# No axis of a model is longer without a tensor that has it, but for positions that turn.
+_ANY_AXIS, _MOST_LAYERS = 2**24, 10_000
 
 
 def from_pretrained(
@@ -91,7 +94,7 @@ def from_pretrained(
         )
     settings = read_json(folder / "config.json")
     kind = settings.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise InputError(
             f"{folder}/config.json: model_type is {kind!r}, and jcl knows {', '.join(FAMILIES)}."
         )
@@ -102,14 +105,13 @@ def from_pretrained(
             "model.dequantize(), and save that."
         )
     family = family_of_name(FAMILIES[kind])
-    config = _changed(family.from_hf(settings), changes)
+    config = _changed(_config(folder, family, settings), changes)
     model = getattr(family, FAMILIES[kind])(config)
-    shapes = flat(wrapping.shapes(model))
-    places = {path: _placed(sharding, path, leaf.shape) for path, leaf in shapes.items()}
     with contextlib.ExitStack() as opened:
         # Today's name of every tensor -> its file and its name there.
         files: dict[str, tuple[Any, str]] = {}
-        for path, wanted in _weights(folder).items():
+        weights = _weights(folder)
+        for path, wanted in weights.items():
             file = opened.enter_context(_open(path))
             held = [*file.keys()]
             lacking = [name for name in wanted or () if name not in held]
@@ -119,7 +121,13 @@ def from_pretrained(
                     "again."
                 )
             files |= {_renamed(family, name): (file, name) for name in wanted or held}
+        held_bytes = sum(path.stat().st_size for path in weights)
+        _check_sizes(folder, config, changes, len(files), held_bytes)
+        shapes = flat(wrapping.shapes(model))
+        places = {path: _placed(sharding, path, leaf.shape) for path, leaf in shapes.items()}
         tensors, fresh = _find(folder, family, config, shapes, files, key is not None)
+        if not changes:
+            _check_fresh(folder, fresh, shapes, held_bytes)
         params = {}
         for path, tensor in tensors.items():
             file, name = files[tensor.name]
@@ -155,14 +163,27 @@ def tokenizer(source: str | os.PathLike[str]) -> Any:
         'least {"model_type": "gpt2"}, or a tokenizer_config.json.'
     )
     try:
-        found = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
+        # Asked for nothing, it would ask the user whether to execute what the folder brings.
+        found = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+        vocabulary = found.get_vocab()
+    except BaseException as error:
+        # A panic of the tokenizers' library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(f"{folder}: no tokenizer could be read ({error}). {remedy}") from error
-    ordinary = set(found.get_vocab()) - set(found.get_added_vocab()) - set(found.all_special_tokens)
+    ordinary = set(vocabulary) - set(found.get_added_vocab()) - set(found.all_special_tokens)
     if len(ordinary) < 2:
         raise InputError(
             f"{folder}: the vocabulary of the tokenizer there is empty but for special tokens. "
             f"{remedy}"
+        )
+    # Tables of the vocabulary's length are made of its largest id.
+    if (largest := max(vocabulary.values())) > 4 * len(vocabulary) + 1000:
+        raise InputError(
+            f"{folder}: the tokenizer has {len(vocabulary):,} tokens and among them the id "
+            f"{largest:,}: fetch it again."
         )
     return found
 
@@ -298,6 +319,8 @@ def _find(
 
 def _same(one: tuple[Any, str], other: tuple[Any, str]) -> bool:
     """Whether two tensors, each a file and a name, are numerically equal."""
+    if any(file.get_slice(name).get_dtype() not in TYPES for file, name in (one, other)):
+        return False
     return np.array_equal(*(file.get_tensor(name) for file, name in (one, other)))
 
 
@@ -305,6 +328,53 @@ def _renamed(family: ModuleType, name: str) -> str:
     for pattern, today in getattr(family, "RENAMED", ()):
         name = re.sub(pattern, today, name)
     return name
+
+
+def _config(folder: Path, family: ModuleType, settings: dict[str, Any]) -> Any:
+    """The family's config of a config.json, whose fields may be of any type."""
+    for field in ("n_layer", "n_layers", "num_hidden_layers"):
+        layers = settings.get(field)
+        if isinstance(layers, int) and layers > _MOST_LAYERS:  # some families list them
+            raise InputError(f"{folder}/config.json: {field} is {layers:,}: fetch it again.")
+    try:
+        return family.from_hf(settings)
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{folder}/config.json has a field of another kind than a {settings['model_type']}'s "
+            f"({type(error).__name__}: {error}): fetch it again."
+        ) from error
+
+
+def _check_sizes(
+    folder: Path, config: Any, changes: Mapping[str, Any], tensors: int, held: int
+) -> None:
+    """Refuses a shape that cannot be the files', before so many layers or numbers are made."""
+    if config.layers > tensors and "layers" not in changes:
+        raise InputError(
+            f"{folder}/config.json says {config.layers:,} layers, where the files hold {tensors:,} "
+            "tensors: fetch both again."
+        )
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, int) and value > max(held, _ANY_AXIS) and field.name not in changes:
+            raise InputError(
+                f"{folder}/config.json: {field.name} is {value:,}, where the files hold {held:,} "
+                "bytes: fetch both again."
+            )
+
+
+def _check_fresh(folder: Path, fresh: list[str], shapes: Mapping[str, Any], held: int) -> None:
+    """Refuses to make more afresh than the checkpoint holds, unless the caller asks for it."""
+    for path in fresh:
+        made = 4 * shapes[path].size
+        if made > max(held, strict.UNPACKED_BYTES):
+            raise InputError(
+                f"{folder}/config.json asks for {path} of {list(shapes[path].shape)} anew, "
+                f"{made:,} bytes, where the files hold {held:,}: if that is meant, say it, as in "
+                f"classes={shapes[path].shape[-1]}."
+            )
 
 
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:

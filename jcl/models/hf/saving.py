@@ -104,6 +104,12 @@ def save_pretrained(
             )
     text = json.dumps(fields, indent=2) + "\n"
     names = (ADAPTER_CONFIG, ADAPTER) if lora == "adapter" else ("config.json", WEIGHTS)
+    links = [path.name for path in folder.iterdir() if path.is_symlink()] if folder.is_dir() else []
+    if links:
+        raise InputError(
+            f"{folder} holds links ({listed(links)}), through which other places would be written "
+            "to: choose another folder, or copy what they lead to."
+        )
     held = _models_files(folder)
     if held and not overwrite:
         raise InputError(
