@@ -268,7 +268,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         found = strict.read_json(path)
         strict.fits(found, {"schema": int})
-        if (schema := found["schema"]) <= SCHEMA:
+        if (schema := found["schema"]) == SCHEMA:
             strict.fits(found, _HELD | {key: _MAY_HOLD[key] for key in _MAY_HOLD.keys() & found})
             known = found.get("known", {})
             strict.fits(known, {key: _KNOWN[key] for key in _KNOWN.keys() & known}, "its known")

@@ -8,13 +8,13 @@ import re
 import jax
 import numpy as np
 import pytest
+from everything import ALL
 from forked import TINY, Runs
 
 from jcl import InputError, checkpoint, folder
 from jcl.run import run
 
 pytestmark = pytest.mark.xdist_group("faults")  # they share one process that forks
-ALL = bool(os.environ.get("JCL_ALL_TESTS"))
 METHOD = ("--method", "replay_ewc_si", "--steps", "6")
 
 
@@ -55,9 +55,9 @@ def assert_same_end(found, expected):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp_path):
-    """Three kills, a hundred with JCL_ALL_TESTS=1; the clock of every other process jumps."""
+    """Ten kills, a hundred with JCL_ALL_TESTS=1; the clock of every other process jumps."""
     expected, seconds = finished
-    draw, left, number, places = random.Random(0), 100 if ALL else 3, 0, set()
+    draw, left, number, places = random.Random(0), 100 if ALL else 10, 0, set()
     while True:
         place = tmp_path / str(number)
         arguments = ("--out", place, "--save-minutes", "0", *METHOD)

@@ -6,6 +6,7 @@ configs read; a small encoder learns four tasks of them.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from typing import get_args, get_type_hints
 import jax
 import numpy as np
 import pytest
+from everything import ALL, costly
 from reports import a_report
 from scripts import benchmark
 from words import Words
@@ -60,8 +62,12 @@ def config(name, monkeypatch, tasks=10):
     return module
 
 
-@pytest.mark.parametrize("backbone", ["minilm", "small"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    ("name", "backbone"),
+    itertools.product(FILES, ["minilm", "small"])
+    if ALL
+    else [("clinc150", "minilm"), ("banking77", "small")],
+)
 def test_every_method_can_be_traced(name, backbone, monkeypatch):
     module = config(name, monkeypatch)
     for method in get_args(get_type_hints(module.Config)["method"]):
@@ -138,7 +144,7 @@ def row(text, stream, name):
 
 def test_a_row_without_a_folder_keeps_what_the_page_has(page, tmp_path, monkeypatch):
     page.write_page()
-    assert row(page, "clinc150", "best") == "| best | not run |  |  |  |  |  |"
+    assert row(page, "clinc150", "best") == "| best | not run |  |  |  |  |  |  |"
     finish(page, "clinc150", "replay, 2", 0.5)
     finish(page, "banking77", "joint", 0.75, seeds=1, forgetting=None)
     counts = page.write_page()
@@ -286,7 +292,7 @@ def accuracy(method, tasks=4):
     return float(np.mean(found))
 
 
-@pytest.mark.slow
+@costly
 def test_the_best_method_lies_between_naive_and_joint():
     assert accuracy("naive") < 0.45
     assert accuracy("naive") + 0.3 < accuracy("best") <= accuracy("joint") + 0.03

@@ -4,8 +4,8 @@ Finn et al. 2017 (MAML), section 5.1: amplitude in [0.1, 5], phase in [0, pi], x
 layers of 40; one inner step at 0.01 on K = 10 points; 25 sines a meta-step; Adam at 0.001; 70,000
 meta-steps. The one model is measured on 600 new sines, by the mean squared error after 1, 5 and 10
 steps on K = 5, 10 and 20 of their points. An error of 100, the largest that an answer within the
-range of all sines can have, is the most that a point counts: now and then a sine is thrown off, after
-which its error knows no bound.
+range of all sines can have, is the most that a point counts: now and then a sine is thrown off, and
+its error then knows no bound.
 
 joint is trained on all sines at once, without adapting (and adapts when it is measured); what no
 training at all gives, from scratch, is the first row of any method's matrix. What each gives stands
