@@ -4,6 +4,9 @@ A checkpoint is a folder `checkpoints/000007/` with `state/` (Orbax), `progress.
 `manifest.json` and the manifest's own sum, `manifest.sha256`. It is written under another name,
 synced, and renamed, so that a kill at any moment leaves either all of it or none. The manifest is
 verified before a restore, since Orbax restores a flipped bit without a word.
+
+Where a run has several processes, all of them save and restore, into the same folder: Orbax writes
+the arrays of each, and everything else is done and decided by process 0.
 """
 
 import hashlib
@@ -20,6 +23,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from jcl import hosts
 from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
@@ -40,37 +44,48 @@ def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -
     Raises:
         SaveError: the disk is full, read-only or gone.
     """
-    numbers = _numbers(folder)
+    numbers = hosts.told(_numbers(folder))
     final = folder / f"{max(numbers, default=-1) + 1:06d}"
     partial = folder / f"{final.name}.partial"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        hosts.by_first(lambda: _begin(partial))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial.absolute() / "state", _named(state))
-        _write(partial / "progress.json", progress)
-        leaves = {
-            name: {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-            for (name, leaf), path in zip(_named(state).items(), _paths(state), strict=True)
-        }
-        manifest = {"schema": SCHEMA, "leaves": leaves, "sha256": _sums(partial)}
-        _write(partial / "manifest.json", manifest)
-        (partial / "manifest.sha256").write_text(_sum(partial / "manifest.json"))
-        for file in _files(partial):
-            _sync(file)
-        partial.rename(final)
-        _sync(folder)
+        hosts.by_first(lambda: _complete(partial, final, state, progress))
     except Exception as error:  # Orbax and tensorstore raise ValueError for a full disk
-        _remove(partial)
+        if hosts.first():
+            _remove(partial)
         last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
         raise SaveError(
             f"The checkpoint {final} could not be written ({_first_line(error)}); {last}. Make "
             "room or give the folder back its write permission, then start the same command again."
         ) from error
-    for number in sorted([*numbers, int(final.name)])[:-keep]:
-        shutil.rmtree(folder / f"{number:06d}", ignore_errors=True)
+    if hosts.first():
+        for number in sorted([*numbers, int(final.name)])[:-keep]:
+            shutil.rmtree(folder / f"{number:06d}", ignore_errors=True)
     return final
+
+
+def _begin(partial: Path) -> None:
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+
+
+def _complete(partial: Path, final: Path, state: Any, progress: dict[str, Any]) -> None:
+    """Gives a checkpoint whose arrays are written its manifest and its name."""
+    _write(partial / "progress.json", progress)
+    leaves = {
+        name: {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
+        for (name, leaf), path in zip(_named(state).items(), _paths(state), strict=True)
+    }
+    manifest = {"schema": SCHEMA, "leaves": leaves, "sha256": _sums(partial)}
+    _write(partial / "manifest.json", manifest)
+    (partial / "manifest.sha256").write_text(_sum(partial / "manifest.json"))
+    for file in _files(partial):
+        _sync(file)
+    partial.rename(final)
+    _sync(final.parent)
 
 
 def _remove(folder: Path) -> None:
@@ -95,23 +110,31 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
         InputError: checkpoints exist and none is intact, or the newest intact one is of a newer
             schema or of another state.
     """
+    name = hosts.by_first(lambda: _newest(folder))
+    if name is None:
+        return None
+    path = folder / name
+    with hosts.together():
+        _check(path, json.loads((path / "manifest.json").read_text()), abstract)
+    with ocp.StandardCheckpointer() as checkpointer:
+        named = checkpointer.restore(path.absolute() / "state", _named(abstract))
+    state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
+    return state, json.loads((path / "progress.json").read_text())
+
+
+def _newest(folder: Path) -> str | None:
+    """The name of the newest intact checkpoint; damaged ones behind it are renamed."""
     numbers = _numbers(folder)
     for number in sorted(numbers, reverse=True):
         path = folder / f"{number:06d}"
         damage = _damage(path)
-        if damage:
-            warnings.warn(
-                f"The checkpoint {path} is damaged ({damage}): the one before it is taken.",
-                stacklevel=2,
-            )
-            path.rename(_free(path.with_suffix(".damaged")))
-            continue
-        manifest = json.loads((path / "manifest.json").read_text())
-        _check(path, manifest, abstract)
-        with ocp.StandardCheckpointer() as checkpointer:
-            named = checkpointer.restore(path.absolute() / "state", _named(abstract))
-        state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
-        return state, json.loads((path / "progress.json").read_text())
+        if not damage:
+            return path.name
+        warnings.warn(
+            f"The checkpoint {path} is damaged ({damage}): the one before it is taken.",
+            stacklevel=2,
+        )
+        path.rename(_free(path.with_suffix(".damaged")))
     if numbers:
         raise InputError(
             f"None of the {len(numbers)} checkpoints in {folder} is intact; start the same command "

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, folder, report
+from jcl import checkpoint, folder, hosts, report
 from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, SaveError
 from jcl.experiment import Experiment, known, stage_name, stage_steps
 from jcl.learner import LearnerState, start_task
@@ -63,6 +63,9 @@ def run(
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
 
+    Where several processes have joined (`jcl.hosts`), each calls it alike; process 0 alone writes to
+    the run folder, which all must see, and prints.
+
     Args:
         build: config -> experiment.
         config: a frozen dataclass; with several seeds it needs a field `seed`.
@@ -72,7 +75,7 @@ def run(
         fresh: starts again where the folder holds a run already.
         save_minutes: minutes between checkpoints inside a stage.
         mesh: how the devices are arranged, such as "data=4,fsdp=2"; see `jcl.sharding`.
-        console: where progress is shown.
+        console: where progress is shown, by process 0.
 
     Returns:
         The report, as in report.json, and the run folder.
@@ -82,27 +85,42 @@ def run(
         Diverged: the loss is no longer finite; the last good checkpoint stays.
         checkpoint.SaveError: a checkpoint could not be written; those before it stay.
     """
-    console = console or Console()
-    experiments = _build(build, config, seeds)
-    first = experiments[0]
-    path = Path(out) if out else Path("runs") / config_file.stem / first.name
-    program = Program(experiments, mesh)
-    description = folder.describe(
-        name=first.name,
-        config=dataclasses.asdict(config),
-        config_file=config_file,
-        hashes={task.name: task.hash for task in first.stream.tasks},
-        seeds=[experiment.seed for experiment in experiments],
-        known=known(first),
-        mesh=program.mesh,
-    )
-    with folder.opened(path, description, fresh=fresh):
-        with contextlib.suppress(InputError):  # a damaged report is made again
-            finished = report.read(path)
-            if report.complete(path):
-                console.print(f"{path} is finished already; --fresh starts it again.")
-                return finished, path
+    if console is None or not hosts.first():
+        console = Console(quiet=not hosts.first())
+    with hosts.together():
+        experiments = _build(build, config, seeds)
+        first = experiments[0]
+        path = Path(out) if out else Path("runs") / config_file.stem / first.name
+        program = Program(experiments, mesh)
+        description = folder.describe(
+            name=first.name,
+            config=dataclasses.asdict(config),
+            config_file=config_file,
+            hashes={task.name: task.hash for task in first.stream.tasks},
+            seeds=[experiment.seed for experiment in experiments],
+            known=known(first),
+            mesh=program.mesh,
+        )
+    with hosts.together():
+        alike = {**folder.identity(description), "folder": str(path.absolute())}
+        folder.check_alike(hosts.told(alike), alike)
+    with contextlib.ExitStack() as stack:
+        hosts.by_first(lambda: stack.enter_context(folder.opened(path, description, fresh=fresh)))
+        with hosts.together():
+            folder.check_shared(path)
+        finished = hosts.by_first(lambda: _finished(path))
+        if finished:
+            console.print(f"{path} is finished already; --fresh starts it again.")
+            return finished, path
         return _train(program, path, description, save_minutes, console), path
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The report of a run that is complete; a damaged one is made again."""
+    with contextlib.suppress(InputError):
+        found = report.read(path)
+        return found if report.complete(path) else None
+    return None
 
 
 def _train(
@@ -119,9 +137,20 @@ def _train(
         state, position = restored[0], Position(**restored[1])
     else:
         state, position = program.initial(), Position()
-    lines = folder.MetricsFile(path, position.offset)
+    lines = folder.MetricsFile(path, position.offset) if hosts.first() else folder.NoFile()
     started = time.monotonic() - position.wall_seconds
     saved = time.monotonic()
+
+    def due(taken: int) -> bool:
+        """Whether it is time to save, by the clock of any process; the last call took so many steps.
+
+        Several processes agree on it, and wait for each other to do so, every log_every steps.
+        """
+        late = time.monotonic() - saved > 60 * save_minutes
+        every = experiment.log_every
+        if hosts.several() and position.step // every == (position.step - taken) // every:
+            return False
+        return hosts.anywhere(late)
 
     def save(state: LearnerState) -> None:
         nonlocal saved
@@ -184,7 +213,7 @@ def _train(
                 state, metrics = call.function(state, *call.arguments)
                 position.step += call.steps
                 log.add(metrics, call.steps, call.tokens)
-                if time.monotonic() - saved > 60 * save_minutes and position.step < lengths[stage]:
+                if position.step < lengths[stage] and due(call.steps):
                     log.flush()
                     save(state)
             log.flush()
@@ -193,7 +222,7 @@ def _train(
                 evaluate(state, name)
             position.stage, position.step = stage + 1, 0
             save(state)
-        finished = report.make(
+        made = report.make(
             name=experiment.name,
             tasks=[task.name for task in experiment.stream.tasks],
             measure=experiment.measure.name,
@@ -207,13 +236,18 @@ def _train(
             config=description["config"],
             versions=description["versions"],
         )
-        try:
-            report.write(path, finished)
-        except OSError as error:
-            raise SaveError(
-                f"The report in {path} cannot be written ({error.strerror}); the checkpoints stay. "
-                "Make room, then start the same command again."
-            ) from error
+        finished = hosts.by_first(lambda: _write(path, made))
+    return finished
+
+
+def _write(path: Path, finished: dict[str, Any]) -> dict[str, Any]:
+    try:
+        report.write(path, finished)
+    except OSError as error:
+        raise SaveError(
+            f"The report in {path} cannot be written ({error.strerror}); the checkpoints stay. "
+            "Make room, then start the same command again."
+        ) from error
     return finished
 
 
@@ -225,7 +259,7 @@ class _StepLog:
         name: str,
         lengths: list[int],
         position: Position,
-        lines: folder.MetricsFile,
+        lines: folder.MetricsFile | folder.NoFile,
         progress: RunProgress,
         every: int,
     ):

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "jcl"
 ALLOWED = {
     "errors": set(),
     "checks": set(),
+    "hosts": set(),
     "allocator": set(),
     "paths": set(),
     "core": {"paths"},
@@ -26,7 +27,7 @@ ALLOWED = {
     "data": {"data"},
     "meta": {"core", "losses", "meta", "models", "paths"},
     "sharding": {"paths"},
-    "checkpoint": set(),
+    "checkpoint": {"hosts"},
     "folder": set(),
     "progress": set(),
     "report": {"folder", "metrics"},
@@ -38,11 +39,11 @@ ALLOWED = {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
     "run": {
-        "checkpoint", "experiment", "folder", "learner", "program", "progress", "report",
+        "checkpoint", "experiment", "folder", "hosts", "learner", "program", "progress", "report",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "memory", "models", "plan", "report",
-        "run", "sharding", "strategies",
+        "allocator", "answer", "checkpoint", "data", "folder", "hosts", "memory", "models", "plan",
+        "report", "run", "sharding", "strategies",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
