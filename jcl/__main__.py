@@ -51,8 +51,8 @@ class RunOptions:
             params and all that is as large as well, tensor=2 the matmuls; by default all on data.
         deterministic: ask XLA for kernels that give the same bits at every run on a GPU, where it
             has not been tried yet; a CPU gives them anyway.
-        coordinator: HOST:PORT of process 0, with a free port, where no launcher (Slurm, Open MPI, a TPU
-            pod, an indexed Job of Kubernetes) tells the processes of a run of each other.
+        coordinator: HOST:PORT of process 0, with a free port, where no launcher (Slurm, Open MPI, a
+            TPU pod, an indexed Job of Kubernetes) tells the processes of a run of each other.
         processes: their number; 1 alone keeps this process out of a launcher's.
         process: which of them this is, from 0.
     """
@@ -131,7 +131,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(
             f"jcl {arguments[0]}: another process of this run has ended, it seems "
-            f"({_first_line(str(error))}). The same command, given on all hosts again, goes on from the last checkpoint.",
+            f"({_first_line(str(error))}). The same command, given on all hosts again, goes on "
+            "from the last checkpoint.",
             file=sys.stderr,
         )
         hosts.leave(1)
@@ -250,13 +251,11 @@ def _generate(arguments: list[str]) -> None:
     print("\n\n".join(texts))
 
 
-def _set_cpu_devices(
-    asked: int | None, seeds: int, mesh: str | None, processes: int
-) -> None:
+def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None, processes: int) -> None:
     """Small matmuls do not fill several cores, but several seeds do, each on a device of its own.
 
-    What XLA_FLAGS or JAX's own setting says of the number of devices stays. Each process has its part
-    of a mesh.
+    What XLA_FLAGS or JAX's own setting says of the number of devices stays. Each process has its
+    part of a mesh.
     """
     told = "device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
     if asked is None:

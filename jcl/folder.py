@@ -108,8 +108,8 @@ def check_alike(first: dict[str, Any], own: dict[str, Any]) -> None:
     if old != new:
         differing = _differences(old, new, "{} is {!r} there and {!r} here")
         raise InputError(
-            f"This process was started otherwise than process 0: {differing}. Give all processes of "
-            "a run the same command, data and versions."
+            f"This process was started otherwise than process 0: {differing}. Give all processes "
+            "of a run the same command, data and versions."
         )
 
 
@@ -120,8 +120,8 @@ def check_shared(folder: Path) -> None:
             return
         time.sleep(1)
     raise InputError(
-        f"This process does not see the run folder {folder} that process 0 has opened: name one that "
-        "all hosts share with --out."
+        f"This process does not see the run folder {folder} that process 0 has opened: name one "
+        "that all hosts share with --out."
     )
 
 

@@ -1,4 +1,5 @@
-"""Several processes in one run: how they find each other, what they agree on, what one does for all.
+"""Several processes in one run: how they find each other, what they agree on, what one does for
+all.
 
 Every process runs the same program over the devices of all. It makes only the part of a batch that
 its own devices hold (`sharding.Placement`), and only process 0 writes to the run folder and prints;

@@ -229,8 +229,8 @@ class Program:
         ]
 
     def _place(self, batches: Any, leading: int = 0, *, size: int | None) -> Any:
-        """One batch of each of this process's seeds -> one batch on the devices of all processes, of
-        the size given; without one it is not split over devices."""
+        """One batch of each of this process's seeds -> one batch on the devices of all processes,
+        of the size given; without one it is not split over devices."""
         several = len(self.experiments) > 1
         batch = data.stack(batches) if several else batches[0]
         return self._placement.place(batch, leading + several, size=size)

@@ -63,8 +63,8 @@ def run(
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
 
-    Where several processes have joined (`jcl.hosts`), each calls it alike; process 0 alone writes to
-    the run folder, which all must see, and prints.
+    Where several processes have joined (`jcl.hosts`), each calls it alike; process 0 alone writes
+    to the run folder, which all must see, and prints.
 
     Args:
         build: config -> experiment.
@@ -142,9 +142,12 @@ def _train(
     saved = time.monotonic()
 
     def due(taken: int) -> bool:
-        """Whether it is time to save, by the clock of any process; the last call took so many steps.
+        """Whether it is time to save, by the clock of any process.
 
-        Several processes agree on it, and wait for each other to do so, every log_every steps.
+        Several processes agree on it, waiting for each other, every log_every steps.
+
+        Args:
+            taken: steps of the last call.
         """
         late = time.monotonic() - saved > 60 * save_minutes
         every = experiment.log_every

@@ -1,4 +1,4 @@
-"""`jcl run`, which says at its end how many examples this process has read: joined.py ARGUMENTS..."""
+"""`jcl run`, which says at its end how many examples it has read: joined.py ARGUMENTS..."""
 
 import sys
 
