@@ -62,8 +62,6 @@ def processes(*commands, seconds=200):
             )
         ends = [child.communicate(timeout=seconds) for child in children]
         return [(child.returncode, *end) for child, end in zip(children, ends, strict=True)]
-            (child.returncode, *output) for child, output in zip(children, outputs, strict=True)
-        ]
     finally:
         for child in children:
             child.kill()
