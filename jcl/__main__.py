@@ -125,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands[arguments[0]](arguments[1:])
     except (InputError, OSError) as error:
         print(f"jcl {arguments[0]}: {error}", file=sys.stderr)
-        return 1
+        return _failed(1)
     except jax.errors.JaxRuntimeError as error:
         if not hosts.several():
             raise
@@ -135,11 +135,17 @@ def main(arguments: list[str] | None = None) -> int:
             "from the last checkpoint.",
             file=sys.stderr,
         )
-        hosts.leave(1)
+        return _failed(1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return _failed(130)
     return 0
+
+
+def _failed(status: int) -> int:
+    if hosts.several():
+        hosts.leave(status)
+    return status
 
 
 def load_config(path: Path) -> ModuleType:

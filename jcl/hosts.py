@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -20,7 +21,8 @@ from jax.experimental import multihost_utils
 
 from jcl.errors import InputError
 
-GOODBYE_SECONDS = 20  # that a process waits at its end for the others
+GOODBYE_SECONDS = 30  # that a process waits at its end for the others
+LAST_WORDS_SECONDS = 3
 EXPLICIT = "--coordinator HOST:PORT --processes N --process K, on every host with a K of its own"
 
 Result = TypeVar("Result")
@@ -156,7 +158,12 @@ def by_first(function: Callable[[], Result]) -> Result:
 
 
 def leave(status: int) -> None:
-    """Ends this process at once: at its usual end it would wait for those that are gone."""
+    """Ends this process at once, where its usual end would wait for those that have failed or gone.
+
+    When process 0 ends, JAX aborts the others: it lets them have their say first.
+    """
+    if first():
+        time.sleep(LAST_WORDS_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
