@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from jcl.errors import InputError
 
+HEARTBEAT_SECONDS = 60  # after which a process that says nothing is given up, and all with it
 GOODBYE_SECONDS = 30  # that a process waits at its end for the others
 LAST_WORDS_SECONDS = 3
 EXPLICIT = "--coordinator HOST:PORT --processes N --process K, on every host with a K of its own"
@@ -201,7 +202,11 @@ def _initialize(settings: dict[str, Any]) -> None:
     # It would take SIGTERM for itself, and a process that is told to end would not.
     jax.config.update("jax_enable_preemption_service", False)
     try:
-        jax.distributed.initialize(**settings, shutdown_timeout_seconds=GOODBYE_SECONDS)
+        jax.distributed.initialize(
+            **settings,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=GOODBYE_SECONDS,
+        )
     except Exception as error:
         if "must be called before" in str(error):
             raise InputError(

@@ -214,12 +214,14 @@ class Placement:
         if self.alone:
             return jax.device_put(own, sharding)
         axis, length = (0, self._seeds) if self.dealt else (leading, size)
-        held = None if length is None else self._held(length)
+        if length is None:
+            return jax.tree.map(
+                lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__),
+                own,
+            )
+        held = self._held(length)
 
         def put(leaf):
-            if held is None:
-                return jax.make_array_from_callback(leaf.shape, sharding, lambda at: leaf[at])
-
             def part(at):
                 begin, end, _ = at[axis].indices(length)
                 start = int(np.searchsorted(held, begin))

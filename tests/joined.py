@@ -3,6 +3,7 @@
 import sys
 
 import jcl.data.streams
+from jcl import hosts
 from jcl.__main__ import main
 
 
@@ -19,6 +20,7 @@ def count_rows(module=jcl.data.streams):
 
 
 if __name__ == "__main__":
+    hosts.HEARTBEAT_SECONDS = 20  # so that a test need not wait long for a process that hangs
     rows, _ = count_rows()
     status = main(["run", *sys.argv[1:]])
     print(f"rows {sum(rows)}", file=sys.stderr)
