@@ -136,6 +136,7 @@ def test_one_is_killed_and_one_process_goes_on_with_another_mesh(finished, tmp_p
     assert_same_matrix(out, finished[0])
 
 
+@costly
 def test_processes_that_differ_are_refused_together(tmp_path):
     out = tmp_path / "runs" / "run"
     first, second = processes(run("--out", out), run("--out", out, "--learning-rate", "0.1"))
