@@ -20,7 +20,7 @@ def count_rows(module=jcl.data.streams):
 
 
 if __name__ == "__main__":
-    hosts.HEARTBEAT_SECONDS = 20  # so that a test need not wait long for a process that hangs
+    hosts.HEARTBEAT_SECONDS = 30  # so that a test need not wait long; alike in killed.py
     rows, _ = count_rows()
     status = main(["run", *sys.argv[1:]])
     print(f"rows {sum(rows)}", file=sys.stderr)

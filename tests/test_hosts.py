@@ -122,7 +122,7 @@ def test_one_is_killed_and_one_process_goes_on_with_another_mesh(finished, tmp_p
     out = tmp_path / "run"
     arguments = ("--out", out, *MESH, *SHORT, "--save-minutes", "0.001")
     first, second = processes(run(*arguments), killed("task", 9, *arguments))
-    assert second[0] == -9
+    assert second[0] == -9, second
     if first[0] == 1:  # it heard of it from a collective
         assert "another process of this run has ended" in first[2]
     else:  # JAX aborted it, since the heartbeat of the other was missed
