@@ -99,7 +99,7 @@ def finished(tmp_path_factory):
     return folder, alone(folder, *MESH, *SHORT)
 
 
-def test_two_processes_equal_one_and_each_reads_its_share(finished, tmp_path):
+def test_two_processes_equal_one_and_each_reads_its_share(finished, tmp_path, capsys):
     folder, read_alone = finished
     out = tmp_path / "run"
     both = processes(*2 * [run("--out", out, *MESH, *SHORT)])
@@ -116,8 +116,18 @@ def test_two_processes_equal_one_and_each_reads_its_share(finished, tmp_path):
     # Both look at a whole batch of each of the 3 stages and tests, as the run begins.
     looked_at = 2 * 3 * 8
     assert shares == 2 * [looked_at + (read_alone - looked_at) // 2]
+    # One process goes on from their checkpoint before the last task, with another mesh.
+    (out / "report.json").unlink()
+    shutil.rmtree(max((out / "checkpoints").iterdir()))
+    capsys.readouterr()
+    alone(out, "--mesh", "data=2,fsdp=4", *SHORT)
+    told = capsys.readouterr()
+    assert "going on from stage 2, step 0" in told.out
+    assert "devices.processes was 2 and is now 1" in told.err
+    assert_same_matrix(out, folder)
 
 
+@costly
 def test_one_is_killed_and_one_process_goes_on_with_another_mesh(finished, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ("--out", out, *MESH, *SHORT, "--save-minutes", "0.001")
