@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jcl import checks, grid, sharding
+from jcl import checks, grid, hosts, sharding
 from jcl.allocator import one_arena
 from jcl.errors import InputError, Stopped
 
@@ -26,6 +26,7 @@ USAGE = """jcl: continual and online learning for language models
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
                     [--mesh data=4,fsdp=2] [--replicas auto|vmap|map|pmap]
                     [--grid FIELD=VALUE,VALUE ...]   all combinations, in one program
+                    [--coordinator HOST:PORT --processes N --process K]   on every host
   jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
@@ -59,6 +60,10 @@ class RunOptions:
             params and all that is as large as well, tensor=2 the matmuls; by default all on data.
         deterministic: ask XLA for kernels that give the same bits at every run on a GPU, where it
             has not been tried yet; a CPU gives them anyway.
+        coordinator: HOST:PORT of process 0, with a free port, where no launcher (Slurm, Open MPI, a
+            TPU pod, an indexed Job of Kubernetes) tells the processes of a run of each other.
+        processes: their number; 1 alone keeps this process out of a launcher's.
+        process: which of them this is, from 0.
     """
 
     seeds: int = 1
@@ -71,6 +76,9 @@ class RunOptions:
     cpu_devices: int | None = None
     mesh: str | None = None
     deterministic: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +142,30 @@ def main(arguments: list[str] | None = None) -> int:
         commands[arguments[0]](arguments[1:])
     except (InputError, OSError) as error:
         print(f"jcl {arguments[0]}: {error}", file=sys.stderr)
-        return 1
+        return _failed(1)
     except Stopped as stopped:
         print(f"jcl {arguments[0]}: {stopped}", file=sys.stderr)
-        return os.EX_TEMPFAIL
+        return _failed(os.EX_TEMPFAIL)
+    except jax.errors.JaxRuntimeError as error:
+        if not hosts.several():
+            raise
+        print(
+            f"jcl {arguments[0]}: another process of this run has ended, it seems "
+            f"({_first_line(str(error))}). The same command, given on all hosts again, goes on "
+            "from the last checkpoint.",
+            file=sys.stderr,
+        )
+        return _failed(1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return _failed(130)
     return 0
+
+
+def _failed(status: int) -> int:
+    if hosts.several():
+        hosts.leave(status)
+    return status
 
 
 def load_config(path: Path) -> ModuleType:
@@ -187,16 +211,17 @@ def _run(arguments: list[str]) -> None:
     path, module, parsed = _parsed("run", arguments, RunOptions)
     options = dataclasses.asdict(parsed.options)
     options["grid"] = grid.read(module.Config, parsed.options.grid)
-    number = parsed.options.seeds * len(grid.settings(options["grid"]))
-    dealt = number if parsed.options.replicas in ("auto", "pmap") else 1
-    _set_cpu_devices(options.pop("cpu_devices"), dealt, parsed.options.mesh)
     if options.pop("deterministic"):
         _set_deterministic()
+    processes = hosts.join(*(options.pop(name) for name in ("coordinator", "processes", "process")))
+    number = options["seeds"] * len(grid.settings(options["grid"]))
+    dealt = number if options["replicas"] in ("auto", "pmap") else 1
+    _set_cpu_devices(options.pop("cpu_devices"), dealt, options["mesh"], processes)
 
     from jcl import report
     from jcl.run import run
 
-    console = _console()
+    console = Console(markup=False, highlight=False, quiet=not hosts.first())
     finished, place = run(module.build, parsed.config, config_file=path, console=console, **options)
     report.show([finished], console)
     names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))
@@ -254,17 +279,18 @@ def _generate(arguments: list[str]) -> None:
     print("\n\n".join(texts))
 
 
-def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None) -> None:
+def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None, processes: int) -> None:
     """Small matmuls do not fill several cores, but several seeds do, each on a device of its own;
     so do the settings of a grid, which are counted among the seeds.
 
-    What XLA_FLAGS or JAX's own setting says of the number of devices stays.
+    What XLA_FLAGS or JAX's own setting says of the number of devices stays. Each process has its
+    part of a mesh.
     """
     told = "device_count" in os.environ.get("XLA_FLAGS", "") or "JAX_NUM_CPU_DEVICES" in os.environ
     if asked is None:
         number = enough_devices(seeds, len(os.sched_getaffinity(0)))
         if mesh is not None:
-            number = math.prod(sharding.read_mesh(mesh).values())
+            number = max(1, math.prod(sharding.read_mesh(mesh).values()) // processes)
         if told or number == 1:
             return
     else:

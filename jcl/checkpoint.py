@@ -4,6 +4,9 @@ A checkpoint is a folder `checkpoints/000007/` with `state/` (Orbax), `progress.
 `manifest.json` and the manifest's own sum, `manifest.sha256`. It is written under another name,
 synced, and renamed, so that a kill at any moment leaves either all of it or none. The manifest is
 verified before a restore, since Orbax restores a flipped bit without a word.
+
+Where a run has several processes, all of them save and restore, into the same folder: Orbax writes
+the arrays of each, and everything else is done and decided by process 0.
 """
 
 import concurrent.futures
@@ -25,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jcl import strict
+from jcl import hosts, strict
 from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
@@ -47,7 +50,7 @@ class Saver:
     as a context, it waits.
 
     With several processes each calls `save` at the same steps, which neither a clock nor a signal
-    of its own may decide: a process that saves alone waits for the others until Orbax gives up.
+    of its own may decide, and `save` returns when the checkpoint is written.
 
     Args:
         folder: the run's `checkpoints/`; made if it does not exist, its parent is not.
@@ -84,6 +87,9 @@ class Saver:
             SaveError: this checkpoint or the one before could not be written.
         """
         self.wait()
+        if hosts.several():  # what they agree on takes the devices, which no thread may have beside
+            save(self._folder, state, progress, keep=self._keep)
+            return
         finish = _begun(self._folder, self._copied(state), progress, self._keep)
         self._writing = self._worker.submit(finish)
 
@@ -119,7 +125,7 @@ def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -
 
 def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Callable[[], Path]:
     """Begins to write a checkpoint; the function returned ends it, in any thread."""
-    numbers = _numbers(folder)
+    numbers = hosts.told(_numbers(folder))
     final = folder / f"{max(numbers, default=-1) + 1:06d}"
     partial = folder / f"{final.name}.partial"
     last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
@@ -128,10 +134,10 @@ def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Cal
         for (name, leaf), path in zip(_named(state).items(), _paths(state), strict=True)
     }
     with _cleared(partial, final, last):
-        folder.mkdir(exist_ok=True)  # without its parents: a run folder that is gone stays so
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        checkpointer = ocp.StandardCheckpointer(async_options=PATIENT)
+        hosts.by_first(lambda: _begin(partial))
+        # Several processes know by their heartbeats that one is gone.
+        waiting = ocp.options.AsyncOptions() if hosts.several() else PATIENT
+        checkpointer = ocp.StandardCheckpointer(async_options=waiting)
         try:
             checkpointer.save(partial.absolute() / "state", _named(state))
         except BaseException:
@@ -141,12 +147,18 @@ def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Cal
     def finish() -> Path:
         with _cleared(partial, final, last):
             checkpointer.close()  # waits until everything is written
-            _commit(partial, final, leaves, progress)
-        for number in sorted([*numbers, int(final.name)])[:-keep]:
+            hosts.by_first(lambda: _commit(partial, final, leaves, progress))
+        for number in sorted([*numbers, int(final.name)])[:-keep] if hosts.first() else ():
             shutil.rmtree(folder / f"{number:06d}", ignore_errors=True)
         return final
 
     return finish
+
+
+def _begin(partial: Path) -> None:
+    partial.parent.mkdir(exist_ok=True)  # without its parents: a run folder that is gone stays so
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
 
 
 def _commit(partial: Path, final: Path, leaves: dict[str, Any], progress: dict[str, Any]) -> None:
@@ -167,7 +179,8 @@ def _cleared(partial: Path, final: Path, last: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Orbax and tensorstore raise ValueError for a full disk
-        _remove(partial)
+        if hosts.first():
+            _remove(partial)
         raise SaveError(
             f"The checkpoint {final} could not be written ({_first_line(error)}); {last}. Make "
             "room, give the folder back its write permission or bring it back, then start the same "
@@ -203,21 +216,30 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
     """
     if folder.is_symlink():
         raise InputError(f"{folder} is a link: put there what it leads to.")
+    name = hosts.by_first(lambda: _newest(folder))
+    if name is None:
+        return None
+    path = folder / name
+    with hosts.together():
+        _check(path, _manifest(path), abstract)
+    named = _arrays(path, _named(abstract))
+    state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
+    return state, _progress(path)
+
+
+def _newest(folder: Path) -> str | None:
+    """The name of the newest intact checkpoint; damaged ones behind it are renamed."""
     numbers = _numbers(folder)
     for number in sorted(numbers, reverse=True):
         path = folder / f"{number:06d}"
         damage = _damage(path)
-        if damage:
-            warnings.warn(
-                f"The checkpoint {path} is damaged ({damage}): the one before it is taken.",
-                stacklevel=2,
-            )
-            path.rename(_free(path.with_suffix(".damaged")))
-            continue
-        _check(path, _manifest(path), abstract)
-        named = _arrays(path, _named(abstract))
-        state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
-        return state, _progress(path)
+        if not damage:
+            return path.name
+        warnings.warn(
+            f"The checkpoint {path} is damaged ({damage}): the one before it is taken.",
+            stacklevel=2,
+        )
+        path.rename(_free(path.with_suffix(".damaged")))
     if numbers:
         raise InputError(
             f"None of the {len(numbers)} checkpoints in {folder} is intact; start the same command "

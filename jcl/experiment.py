@@ -227,11 +227,12 @@ def known(experiment: Experiment) -> dict[str, Any]:
     return found if vocabulary is None else {**found, "vocabulary": vocabulary}
 
 
-def evaluation_batches(experiment: Experiment, task: data.Task) -> Any:
-    """The task's test batches, all of one shape."""
-    return data.evaluation_batches(
-        task.test, experiment.evaluation_batch_size or experiment.batch_size
-    )
+def evaluation_batches(
+    experiment: Experiment, task: data.Task, rows: np.ndarray | slice = slice(None)
+) -> Any:
+    """The task's test batches, all of one shape, or these rows of each."""
+    size = experiment.evaluation_batch_size or experiment.batch_size
+    return data.evaluation_batches(task.test, size, rows=rows)
 
 
 def stage_name(experiment: Experiment, number: int) -> str:

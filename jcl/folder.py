@@ -17,6 +17,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ _MAY_HOLD = {
     "git_commit": str | None, "known": {str: object},
 }  # fmt: skip
 _KNOWN = {"labels": [str], "vocabulary": int | None}
+SHARED_SECONDS = 30  # that a network disk may take to show a file
 
 
 def describe(
@@ -73,6 +75,7 @@ def describe(
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
             "count": len(devices),
+            "processes": jax.process_count(),
         },
         "mesh": mesh,
         "replicas": replicas,
@@ -99,6 +102,39 @@ def config_hash(path: Path) -> str:
         if isinstance(body, list):
             node.body = [part for part in body if not _is_docstring(part)]  # pyright: ignore
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def identity(description: dict[str, Any]) -> dict[str, Any]:
+    """What all processes of a run have in common."""
+    return {name: description[name] for name in (*IDENTITY, "mesh", "versions")}
+
+
+def check_alike(first: dict[str, Any], own: dict[str, Any]) -> None:
+    """Refuses a process that was started otherwise than process 0.
+
+    Args:
+        first: the `identity` of process 0, and what else is to be alike.
+        own: of this one.
+    """
+    old, new = _flat(first, tuple(first)), _flat(own, tuple(own))
+    if old != new:
+        differing = _differences(old, new, "{} is {!r} there and {!r} here")
+        raise InputError(
+            f"This process was started otherwise than process 0: {differing}. Give all processes "
+            "of a run the same command, data and versions."
+        )
+
+
+def check_shared(folder: Path) -> None:
+    """Refuses a folder in which this process does not see what process 0 has written."""
+    for _ in range(SHARED_SECONDS):
+        if (folder / "config.json").exists():
+            return
+        time.sleep(1)
+    raise InputError(
+        f"This process does not see the run folder {folder} that process 0 has opened: name one "
+        "that all hosts share with --out."
+    )
 
 
 @contextlib.contextmanager
@@ -193,6 +229,19 @@ class MetricsFile:
             f"{self._path} cannot be written ({reason}); what there is of checkpoints stays. Make "
             "room or bring the folder back, then start the same command again."
         )
+
+
+class NoFile:
+    """What a process has in place of metrics.jsonl where another writes it."""
+
+    def write(self, **line: Any) -> None:
+        pass
+
+    def offset(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -314,6 +363,7 @@ def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> Non
             "to go on with it, --fresh to start again, or --out for another folder."
         )
     old, new = _flat(found, MACHINE), _flat(wanted, MACHINE)
+    old.setdefault("devices.processes", 1)  # older versions did not write it
     if old != new:
         warnings.warn(
             f"{folder} was begun elsewhere: {_differences(old, new)}. The run goes on, equal to "
@@ -333,9 +383,11 @@ def _flat(tree: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
     return flat
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+def _differences(
+    old: dict[str, Any], new: dict[str, Any], say: str = "{} was {!r} and is now {!r}"
+) -> str:
     return "; ".join(
-        f"{name} was {old.get(name, 'absent')!r} and is now {new.get(name, 'absent')!r}"
+        say.format(name, old.get(name, "absent"), new.get(name, "absent"))
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
     )

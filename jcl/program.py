@@ -55,14 +55,16 @@ class Program:
         self.experiments = experiments = [replica.experiment for replica in replicas]
         self.replicas, first = replicas, experiments[0]
         self._batch = _check_all(replicas)
+        self._test_size = first.evaluation_batch_size or first.batch_size
         self._placement = Placement(
             first.batch_size,
-            first.evaluation_batch_size or first.batch_size,
+            self._test_size,
             seeds=len(experiments),
             mesh=mesh,
             replicas=sharing,
         )
         self.mesh = self._placement.mesh
+        self._own = [experiments[seed] for seed in self._placement.seeds()]
         # Where the replicas differ in them, they stand beside every batch: (settings, batch).
         settings = grid.stacked(replicas) if len(replicas) > 1 else {}
         self._settings = jax.device_put(settings, self._placement.batch(1, whole=True))
@@ -81,13 +83,15 @@ class Program:
         )
         self.whole = self._placement.whole(shapes)
         self.traces = collections.Counter()  # of each compiled function
-        self._step = self._compiled("step", functions.step, (place, None))
+        fetched = self._placement.fetched
+        self._step = self._compiled("step", functions.step, (place, fetched))
         self.consolidate = self._compiled("consolidate", functions.consolidate, place)
-        self._evaluate = self._compiled("evaluate", functions.evaluate)
+        self._evaluate = self._compiled("evaluate", functions.evaluate, fetched, donated=())
         self._tests: list[Any] = []  # of every task, once they are held on the device
         probe = functools.partial(_probe, dict(first.probes))
-        self._probe = jax.jit(jax.vmap(probe) if len(experiments) > 1 else probe)
-        self._finite = jax.jit(_all_finite)
+        probe = jax.vmap(probe) if len(experiments) > 1 else probe
+        self._probe = jax.jit(probe, out_shardings=fetched)
+        self._finite = jax.jit(_all_finite, out_shardings=fetched)
         # Traced on shapes, so that a strategy refuses what it must before anything is compiled.
         if self._settings:
             self._check_settings(plain)
@@ -206,37 +210,39 @@ class Program:
                     stop,
                     name=stage_name(experiment, stage),
                 )
-                for experiment in self.experiments
+                for experiment in self._own
             ]
             for batches in zip(*sources, strict=True):
-                batch = self._place(batches)
+                batch = self._place(batches, size=first.batch_size)
                 yield Call(self._step, (batch,), 1, batch["inputs"].size)
             return
-        stages = [experiment.stream.stages[stage] for experiment in self.experiments]
+        stages = [experiment.stream.stages[stage] for experiment in self._own]
         walks = [
             data.walk(source, first.batch_size, self._seed(experiment, stage, "train"))
-            for experiment, source in zip(self.experiments, stages, strict=True)
+            for experiment, source in zip(self._own, stages, strict=True)
         ]
         longest = max(len(source) for each in self.experiments for source in each.stream.stages)
         held = [_pad(data.held(source), longest) for source in stages]  # one shape for all stages
-        arrays = self._place(held, whole=True)
-        tokens = self._batch["inputs"].size * len(stages)
+        arrays = self._place(held, size=None)
+        tokens = self._batch["inputs"].size * len(self.experiments)
         for begin in range(start, stop, first.log_every):
             number = min(first.log_every, stop - begin)
             indices = np.zeros((len(walks), first.log_every, first.batch_size), np.int32)
             for seed, walk in enumerate(walks):
                 indices[seed, :number] = [walk[begin + offset] for offset in range(number)]
             indices = indices if several else indices[0]
+            if not self._placement.alone:
+                indices = self._placement.place(indices, size=None)
             yield Call(self._step, ((arrays, indices),), number, tokens)
 
     def boundary_batches(self, stage: int) -> Any:
         """[number, batch, ...] of a stage's examples in an order of their own."""
         number = self.experiments[0].boundary_batches
         stacked = []
-        for experiment in self.experiments:
+        for experiment in self._own:
             shuffled = self._shuffled(experiment, stage, "boundary")
             stacked.append(data.stack([shuffled[index] for index in range(number)]))
-        return self._place(stacked, leading=1)
+        return self._place(stacked, leading=1, size=self.experiments[0].batch_size)
 
     def evaluate(self, state: LearnerState) -> list[list[float]]:
         """One row of the matrix: the measure of every seed on every task, [seed][task]."""
@@ -247,12 +253,10 @@ class Program:
             ratios = [np.atleast_1d(np.divide(*total)) for total in totals]
             return np.transpose(ratios).tolist()
         for number in range(len(self.experiments[0].stream.tasks)):
-            sources = [
-                evaluation_batches(experiment, experiment.stream.tasks[number])
-                for experiment in self.experiments
-            ]
+            sources = self._tested(number)
             sums = [
-                self._evaluate(state, self._place(batch)) for batch in zip(*sources, strict=True)
+                self._evaluate(state, self._place(batch, size=self._test_size))
+                for batch in zip(*sources, strict=True)
             ]
             totals = np.sum(np.asarray(jax.device_get(sums), np.float64), axis=0)
             row.append(np.atleast_1d(totals[0] / totals[1]).tolist())
@@ -264,11 +268,9 @@ class Program:
         for number in range(len(self.experiments[0].stream.tasks)):
             values = {}
             if self.experiments[0].probes:
-                first = [
-                    next(iter(evaluation_batches(each, each.stream.tasks[number])))
-                    for each in self.experiments
-                ]
-                values = jax.device_get(self._probe(state.params, self._place(first)))
+                first = [next(iter(source)) for source in self._tested(number)]
+                batch = self._place(first, size=self._test_size)
+                values = jax.device_get(self._probe(state.params, batch))
             found.append({name: np.atleast_1d(each).tolist() for name, each in values.items()})
         return found
 
@@ -317,39 +319,45 @@ class Program:
 
     def _shuffled(self, experiment: Experiment, stage: int, purpose: str) -> Any:
         seed = self._seed(experiment, stage, purpose)
-        return data.training_batches(experiment.stream.stages[stage], experiment.batch_size, seed)
+        source, size = experiment.stream.stages[stage], experiment.batch_size
+        return data.training_batches(source, size, seed, rows=self._placement.rows(size))
+
+    def _tested(self, number: int) -> list[Any]:
+        """This process's part of the test batches of a task, for each of its seeds."""
+        rows = self._placement.rows(self._test_size)
+        return [evaluation_batches(each, each.stream.tasks[number], rows) for each in self._own]
 
     def _held_tests(self) -> list[Any]:
         """Every task's test batches, [number, batch, ...] with one number for all tasks."""
         tasks = range(len(self.experiments[0].stream.tasks))
-        every = [
-            [list(evaluation_batches(each, each.stream.tasks[task])) for each in self.experiments]
-            for task in tasks
-        ]
+        every = [[list(batches) for batches in self._tested(task)] for task in tasks]
         most = max(len(batches) for seeds in every for batches in seeds)
         for seeds in every:
             for batches in seeds:
                 empty = {**batches[-1], "mask": np.zeros_like(batches[-1]["mask"])}
                 batches.extend([empty] * (most - len(batches)))
         return [
-            self._place([data.stack(batches) for batches in seeds], leading=1) for seeds in every
+            self._place([data.stack(batches) for batches in seeds], leading=1, size=self._test_size)
+            for seeds in every
         ]
 
-    def _place(self, batches: Any, leading: int = 0, *, whole: bool = False) -> Any:
-        """One batch per seed -> one batch on the device; a whole one is not split over devices."""
+    def _place(self, batches: Any, leading: int = 0, *, size: int | None) -> Any:
+        """One batch of each of this process's seeds -> one batch on the devices of all processes,
+        of the size given; without one it is not split over devices."""
         several = len(self.experiments) > 1
         batch = data.stack(batches) if several else batches[0]
-        return jax.device_put(batch, self._placement.batch(leading + several, whole=whole))
+        return self._placement.place(batch, leading + several, size=size)
 
-    def _compiled(self, name: str, function: Callable, place: Any = None) -> Callable:
-        """The function for all devices; with a place for its results it is given its state."""
+    def _compiled(
+        self, name: str, function: Callable, place: Any, donated: int | tuple[int, ...] = 0
+    ) -> Callable:
+        """The function for all devices, with a place for its results; it is given its state."""
         function = self._placement.deal(function)
 
         def traced(*arguments):
             self.traces[name] += 1
             return function(*arguments)
 
-        donated = () if place is None else 0
         compiled = jax.jit(traced, donate_argnums=donated, out_shardings=place)
         if not self._settings:
             return compiled

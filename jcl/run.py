@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, checks, folder, report, strict
+from jcl import checkpoint, checks, folder, hosts, report, strict
 from jcl.allocator import keep_freed_memory
 from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, OutOfMemory, SaveError, Stopped
 from jcl.experiment import Experiment, known, stage_name, stage_steps
@@ -71,6 +71,9 @@ def run(
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
 
+    Where several processes have joined (`jcl.hosts`), each calls it alike; process 0 alone writes
+    to the run folder, which all must see, and prints.
+
     Args:
         build: config -> experiment.
         config: a frozen dataclass; with several seeds it needs a field `seed`.
@@ -84,7 +87,7 @@ def run(
         replicas: how several replicas share the devices; see `jcl.program.Program`.
         grid: {field of the config: values}; every combination is trained with every seed, in the
             same program.
-        console: where progress is shown.
+        console: where progress is shown, by process 0.
 
     Returns:
         The report, as in report.json, and the run folder.
@@ -96,34 +99,49 @@ def run(
         OutOfMemory: a device has too little memory; the last checkpoint stays.
         Stopped: SIGTERM or SIGINT came, and there is a checkpoint of the step after it.
     """
-    console = console or Console()
+    if console is None or not hosts.first():
+        console = Console(quiet=not hosts.first())
     checks.whole("jcl run", "--keep", keep)
-    program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
-    first = program.experiments[0]
-    path = Path(out) if out else Path("runs") / config_file.stem / first.name
-    description = folder.describe(
-        name=first.name,
-        config=dataclasses.asdict(dataclasses.replace(config, **settings(grid)[0])),
-        config_file=config_file,
-        hashes={task.name: task.hash for task in first.stream.tasks},
-        seeds=[experiment.seed for experiment in program.experiments],
-        known=known(first),
-        mesh=program.mesh,
-        replicas=None if replicas == "auto" else replicas,
-        grid=grid,
-    )
-    with folder.opened(path, description, fresh=fresh):
-        with contextlib.suppress(InputError):  # a damaged report is made again
-            finished = report.read(path)
-            if report.complete(path):
-                console.print(f"{path} is finished already; --fresh starts it again.")
-                return finished, path
+    with hosts.together():
+        program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
+        first = program.experiments[0]
+        path = Path(out) if out else Path("runs") / config_file.stem / first.name
+        description = folder.describe(
+            name=first.name,
+            config=dataclasses.asdict(dataclasses.replace(config, **settings(grid)[0])),
+            config_file=config_file,
+            hashes={task.name: task.hash for task in first.stream.tasks},
+            seeds=[experiment.seed for experiment in program.experiments],
+            known=known(first),
+            mesh=program.mesh,
+            replicas=None if replicas == "auto" else replicas,
+            grid=grid,
+        )
+    with hosts.together():
+        alike = {**folder.identity(description), "folder": str(path.absolute())}
+        folder.check_alike(hosts.told(alike), alike)
+    with contextlib.ExitStack() as stack:
+        hosts.by_first(lambda: stack.enter_context(folder.opened(path, description, fresh=fresh)))
+        with hosts.together():
+            folder.check_shared(path)
+        finished = hosts.by_first(lambda: _finished(path))
+        if finished:
+            console.print(f"{path} is finished already; --fresh starts it again.")
+            return finished, path
         try:
             return _train(program, path, description, save_minutes, keep, console), path
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise OutOfMemory(program.out_of_memory(error)) from error
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    """The report of a run that is complete; a damaged one is made again."""
+    with contextlib.suppress(InputError):
+        found = report.read(path)
+        return found if report.complete(path) else None
+    return None
 
 
 def _train(
@@ -141,10 +159,24 @@ def _train(
         state, position = restored[0], _position(path, restored[1], lengths)
     else:
         state, position = program.initial(), Position()
-    lines = folder.MetricsFile(path, position.offset)
+    lines = folder.MetricsFile(path, position.offset) if hosts.first() else folder.NoFile()
     saver, stopping = checkpoint.Saver(path / "checkpoints", keep=keep), Stopping()
     started = time.monotonic() - position.wall_seconds
     saved = time.monotonic()
+
+    def due(taken: int) -> bool:
+        """Whether it is time to save, by the clock of any process or a signal to it.
+
+        Several processes agree on it, waiting for each other, every log_every steps.
+
+        Args:
+            taken: steps of the last call.
+        """
+        late = stopping.signal is not None or time.monotonic() - saved > 60 * save_minutes
+        every = experiment.log_every
+        if hosts.several() and position.step // every == (position.step - taken) // every:
+            return False
+        return hosts.anywhere(late)
 
     def save(state: LearnerState) -> None:
         nonlocal saved
@@ -156,10 +188,11 @@ def _train(
             position.traces[name] = max(known, program.traces[name])
         saver.save(state, dataclasses.asdict(position))
         saved = time.monotonic()
-        if stopping.signal and position.stage < len(lengths):
+        if hosts.anywhere(stopping.signal is not None) and position.stage < len(lengths):
             saver.wait()
+            why = stopping.signal or "a signal to another process"
             where = f"stage {position.stage}, step {position.step}"
-            raise Stopped(f"stopped by {stopping.signal} at {where}; the same command goes on")
+            raise Stopped(f"stopped by {why} at {where}; the same command goes on")
 
     def evaluate(state: LearnerState, after: str) -> None:
         row = program.evaluate(state)
@@ -220,8 +253,7 @@ def _train(
                 state, metrics = call.function(state, *call.arguments)
                 position.step += call.steps
                 log.add(metrics, call.steps, call.tokens)
-                due = stopping.signal or time.monotonic() - saved > 60 * save_minutes
-                if due and position.step < lengths[stage]:
+                if position.step < lengths[stage] and due(call.steps):
                     log.flush()
                     save(state)
             log.flush()
@@ -231,7 +263,7 @@ def _train(
             position.stage, position.step = stage + 1, 0
             save(state)
         saver.wait()
-        finished = report.make(
+        made = report.make(
             name=experiment.name,
             tasks=[task.name for task in experiment.stream.tasks],
             measure=experiment.measure.name,
@@ -246,13 +278,18 @@ def _train(
             versions=description["versions"],
             settings=[replica.setting for replica in program.replicas],
         )
-        try:
-            report.write(path, finished)
-        except OSError as error:
-            raise SaveError(
-                f"The report in {path} cannot be written ({error.strerror}); the checkpoints stay. "
-                "Make room, then start the same command again."
-            ) from error
+        finished = hosts.by_first(lambda: _write(path, made))
+    return finished
+
+
+def _write(path: Path, finished: dict[str, Any]) -> dict[str, Any]:
+    try:
+        report.write(path, finished)
+    except OSError as error:
+        raise SaveError(
+            f"The report in {path} cannot be written ({error.strerror}); the checkpoints stay. "
+            "Make room, then start the same command again."
+        ) from error
     return finished
 
 
@@ -286,7 +323,7 @@ class _StepLog:
         name: str,
         lengths: list[int],
         position: Position,
-        lines: folder.MetricsFile,
+        lines: folder.MetricsFile | folder.NoFile,
         progress: RunProgress,
         every: int,
     ):

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
+import numpy as np
 from flax import linen as nn
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
@@ -131,6 +132,8 @@ class Placement:
     Attributes:
         dealt: whether every device has seeds of its own.
         mesh: what was asked for, the axes in their order; None where nothing was.
+        alone: whether this process holds all of the devices.
+        fetched: the sharding of what every process reads, None where this one is alone.
 
     Raises:
         InputError: the mesh is not of as many devices as there are, or cannot split a batch; or
@@ -162,7 +165,7 @@ class Placement:
             raise InputError(
                 f"--mesh {mesh} is of {product} devices and there are {len(devices)}: choose axes "
                 f"whose product is {len(devices)}, or let the process see {product} (on a CPU, "
-                f"--cpu-devices {product})."
+                f"--cpu-devices {product // jax.process_count() or 1})."
             )
         for size in batch_sizes:
             if not self.dealt and size % self._ways:
@@ -183,6 +186,9 @@ class Placement:
                 devices=devices,
             )
             self._everywhere = NamedSharding(self._mesh, PartitionSpec())
+        self._seeds = seeds
+        self.alone = jax.process_count() == 1
+        self.fetched = None if self.alone else self._everywhere
 
     def state(self, state: Any) -> Any:
         """The shardings of the leaves of a learner's state."""
@@ -204,6 +210,49 @@ class Placement:
         if self.dealt:
             return NamedSharding(self._mesh, PartitionSpec("seeds"))
         return NamedSharding(self._mesh, PartitionSpec(*[None] * leading, BATCH))
+
+    def rows(self, size: int) -> np.ndarray | slice:
+        """Which rows of a batch of that size the devices of this process hold, in their order."""
+        return slice(None) if self.alone or self.dealt else self._held(size)
+
+    def seeds(self) -> np.ndarray:
+        """Whose batches this process makes, of the replicas."""
+        return self._held(self._seeds) if self.dealt else np.arange(self._seeds)
+
+    def place(self, own: Any, leading: int = 0, *, size: int | None) -> Any:
+        """A batch on the devices of all processes, each of which gives its own part of it.
+
+        Args:
+            own: the batch of this process's `seeds` and of its `rows` alone.
+            leading: as in `batch`.
+            size: of the whole batch; None where it is not to be split along its batch axis.
+        """
+        sharding = self.batch(leading, whole=size is None)
+        if self.alone:
+            return jax.device_put(own, sharding)
+        axis, length = (0, self._seeds) if self.dealt else (leading, size)
+        if length is None:
+            return jax.tree.map(
+                lambda leaf: jax.make_array_from_callback(leaf.shape, sharding, leaf.__getitem__),
+                own,
+            )
+        held = self._held(length)
+
+        def put(leaf):
+            def part(at):
+                begin, end, _ = at[axis].indices(length)
+                start = int(np.searchsorted(held, begin))
+                return leaf[(*at[:axis], slice(start, start + end - begin))]
+
+            shape = (*leaf.shape[:axis], length, *leaf.shape[axis + 1 :])
+            return jax.make_array_from_callback(shape, sharding, part)
+
+        return jax.tree.map(put, own)
+
+    def _held(self, length: int) -> np.ndarray:
+        """The places of an axis of that length, split as a batch is, on this process's devices."""
+        slices = self.batch().addressable_devices_indices_map((length,)).values()
+        return np.unique(np.concatenate([np.arange(length)[at] for at, *_ in slices]))
 
     def spread(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A loss or measure that splits every batch it gets, such as a draw from a memory, and what

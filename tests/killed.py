@@ -10,6 +10,7 @@ import jcl.folder
 import jcl.program
 import jcl.report
 import jcl.run
+from jcl import hosts
 from jcl.__main__ import main
 
 POINTS = {
@@ -41,5 +42,6 @@ def kill_at(point, count):
 
 
 if __name__ == "__main__":
+    hosts.HEARTBEAT_SECONDS = 30  # alike in joined.py
     kill_at(sys.argv[1], int(sys.argv[2]))
     sys.exit(main(["run", *sys.argv[3:]]))

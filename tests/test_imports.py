@@ -14,6 +14,7 @@ ALLOWED = {
     "errors": set(),
     "stopping": set(),
     "checks": set(),
+    "hosts": set(),
     "strict": set(),
     "allocator": set(),
     "paths": set(),
@@ -28,7 +29,7 @@ ALLOWED = {
     "data": {"data"},
     "meta": {"core", "losses", "meta", "models", "paths"},
     "sharding": {"paths"},
-    "checkpoint": set(),
+    "checkpoint": {"hosts"},
     "folder": set(),
     "progress": set(),
     "report": {"folder", "grid", "metrics"},
@@ -41,11 +42,12 @@ ALLOWED = {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
     "run": {
-        "allocator", "checkpoint", "experiment", "folder", "grid", "learner", "program", "progress",
-        "report", "sharding", "stopping",
+        "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
+        "progress", "report", "sharding", "stopping",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "grid", "memory", "models", "plan",
+        "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
+        "plan",
         "report", "run", "sharding", "strategies",
     },
     "__init__": {

@@ -17,6 +17,7 @@ import numpy as np
 from jcl.errors import InputError
 
 Batch = dict[str, np.ndarray]
+EVERY = slice(None)
 
 
 class Source(Protocol):
@@ -198,15 +199,15 @@ class _ShuffledBatches:
     permutation an epoch and one gather a batch give the same walk many times faster.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int):
-        self._source, self._batch_size = source, batch_size
+    def __init__(self, source: Source, batch_size: int, seed: int, rows: np.ndarray | slice):
+        self._source, self._batch_size, self._rows = source, batch_size, rows
         self._walk = walk(source, batch_size, seed)
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        return gather(self._source, self._walk[index])
+        return gather(self._source, self._walk[index][self._rows])
 
 
 def walk(source: Source, batch_size: int, seed: int) -> Walk:
@@ -215,7 +216,12 @@ def walk(source: Source, batch_size: int, seed: int) -> Walk:
 
 
 def training_batches(
-    source: Source, batch_size: int, seed: int, *, name: str = "source"
+    source: Source,
+    batch_size: int,
+    seed: int,
+    *,
+    name: str = "source",
+    rows: np.ndarray | slice = EVERY,
 ) -> grain.MapDataset:
     """Returns endless shuffled batches: `result[i]` is batch i, batch axis first.
 
@@ -228,6 +234,7 @@ def training_batches(
         batch_size: examples a batch.
         seed: of the shuffle, 0 or above.
         name: what an error calls the source, usually the task's name.
+        rows: of every batch, where this process makes only a part of it; no other example is read.
 
     Raises:
         InputError: the batch size is below 1, the seed is negative, or the source is shorter than
@@ -241,7 +248,7 @@ def training_batches(
             f"task '{name}' has {len(source)} train examples, fewer than one batch of "
             f"{batch_size}: use a smaller batch size, shorter blocks or more text"
         )
-    return grain.MapDataset.source(_ShuffledBatches(source, batch_size, seed))
+    return grain.MapDataset.source(_ShuffledBatches(source, batch_size, seed, rows))
 
 
 def steps_per_epoch(source: Source, batch_size: int, epochs: float = 1) -> int:
@@ -283,18 +290,25 @@ def prefetch(
         yield batch
 
 
-def evaluation_batches(source: Source, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    source: Source, batch_size: int, *, rows: np.ndarray | slice = EVERY
+) -> Iterator[Batch]:
     """Yields all examples in order, in batches of one shape, with a `mask` that counts exactly.
 
     The last batch is filled by its last example, with `mask` 0. Examples without a `mask` get
     ones (float32) in the shape of their `targets`.
+
+    Args:
+        source: the examples.
+        batch_size: examples a batch.
+        rows: of every batch, where this process makes only a part of it; no other example is read.
 
     Raises:
         InputError: the batch size is below 1, or the examples have neither `mask` nor `targets`.
     """
     _check_batch_size(batch_size)
     for first in range(0, len(source), batch_size):
-        indices = np.arange(first, first + batch_size)
+        indices = np.arange(first, first + batch_size)[rows]
         batch = gather(source, np.minimum(indices, len(source) - 1))
         if "mask" not in batch and "targets" not in batch:
             raise InputError(
