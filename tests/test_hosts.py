@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from everything import costly
 from joined import count_rows
 
 import jcl.data
@@ -37,9 +38,6 @@ pytestmark = [
     pytest.mark.xdist_group("hosts"),
     pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices: a CPU passes for them"),
 ]
-costly = pytest.mark.skipif(
-    not os.environ.get("JCL_ALL_TESTS"), reason="costly: JCL_ALL_TESTS=1 runs it"
-)
 
 
 def processes(*commands, seconds=200):
