@@ -111,6 +111,8 @@ def serve():
             if pid == 0:
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
+                # Tests that run behind an & of a shell have inherited that it is ignored.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 code = 99
                 try:
                     Child(**asked)

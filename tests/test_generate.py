@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from everything import ALL
+from everything import ALL, costly
 
 import jcl
 from jcl import InputError
@@ -439,6 +439,7 @@ def test_a_run_goes_on_with_a_text(naive, capsys):
     assert written(capsys, naive, "--prompt", "c", "--steps", "9", *narrow).out == "cdcdcdcdcd\n"
 
 
+@costly
 @pytest.mark.parametrize("method", ["lora", "prompts"] if ALL else ["prompts"])
 def test_the_view_of_the_strategy_is_what_answers(method, config_file, capsys):
     """At the end, and after the first task, where `separate` begins again with the first params."""
@@ -452,6 +453,7 @@ def test_the_view_of_the_strategy_is_what_answers(method, config_file, capsys):
     assert shown.out == "ababababa\n"
 
 
+@costly
 @pytest.mark.filterwarnings("always")
 def test_a_damaged_checkpoint_is_passed_over(naive, capsys):
     newest = sorted((naive / "checkpoints").glob("[0-9]*"))[-1]

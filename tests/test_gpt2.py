@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from everything import costly
 from jax.test_util import check_grads
 
 import jcl
@@ -71,6 +72,7 @@ def test_logits_and_gradients_equal_hugging_faces():
     assert largest > 0.05  # the tolerance is small against what it compares
 
 
+@costly
 def test_a_later_token_does_not_change_earlier_logits():
     model, params = make()
     before = model.apply(params, INPUTS)

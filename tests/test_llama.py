@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from everything import costly
 
 import jcl
 from jcl import InputError
@@ -171,6 +172,7 @@ def test_bfloat16_params():
     assert 1e-4 < jnp.abs(logits - exact).max() / jnp.abs(exact).max() < 0.05
 
 
+@costly
 def test_wrappers_and_strategies_act_on_it():
     """LoRA trained alone, with replay, on padded batches."""
     model = jcl.models.lora(llama(CONFIG), rank=2, alpha=4.0)

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from everything import costly
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -22,6 +23,7 @@ def script():
         yield module
 
 
+@costly
 def test_tables(script, tmp_path, capsys):
     out = tmp_path / "meta.json"
     words = ["--tiny", "--cases", "sinusoids", "--repeats", "1", "--out", str(out)]

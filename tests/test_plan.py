@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from everything import costly
 
 import jcl
 from jcl import InputError, hlo, plan
@@ -113,6 +114,7 @@ def build(config):
     )
 
 
+@costly
 @pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices: a CPU passes for them")
 def test_a_plan_against_the_whole_program(monkeypatch):

@@ -86,7 +86,7 @@ def test_every_product_multiplies_bfloat16_and_sums_float32(name, remat):
     assert len(found) == len(plain)
 
 
-@every_model
+@some_models
 def test_bfloat16_stays_near_float32(name):
     expected, exact = jax.value_and_grad(loss_of(name, made(name)))(initial(name))
     model = made(name, precision=BFLOAT16)
@@ -232,6 +232,7 @@ def test_blocks_are_marked_to_run_again(name):
     assert marks[1] >= made(name).config.layers
 
 
+@costly
 def test_wrappers_act_once_on_blocks_that_run_again():
     def wrapped(remat):
         model = made("gpt2", remat=remat)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from everything import costly
 from jax.sharding import SingleDeviceSharding
 
 from jcl import checkpoint
@@ -139,6 +140,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").glob("*.partial"))
 
 
+@costly
 def test_examples_held_on_the_device_give_the_same_run(finished, tmp_path):
     arguments = ("--out", tmp_path / "run", "--save-minutes", "0.001", "--device-data")
     for point, count in [("task", 3), ("consolidate", 2)]:
@@ -167,6 +169,7 @@ def test_joint_training_has_two_rows(tmp_path, data):
     assert np.all(np.asarray(report["matrix"])[:, 1] < np.asarray(report["matrix"])[:, 0])
 
 
+@costly
 def test_killed_at_its_begin_or_end_it_goes_on(interrupted, finished, tmp_path):
     folder = tmp_path / "run"
     killed("config", 1, "--out", folder)
@@ -232,6 +235,7 @@ def test_of_two_runs_on_one_folder_the_second_refuses(finished, tmp_path, capsys
     assert [path.name for path in folder.iterdir()] == ["lock"]
 
 
+@costly
 def test_seeds_in_one_program_equal_seeds_alone(tmp_path):
     arguments = ("--epochs", "1")
     assert command("--out", tmp_path / "all", "--seeds", "3", *arguments).returncode == 0

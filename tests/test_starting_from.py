@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 import toy
+from everything import costly
 
 import jcl
 from jcl.__main__ import load_config, main
@@ -255,6 +256,7 @@ def build(config):
 """
 
 
+@costly
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* were cut to 4 tokens")
 def test_next_month_goes_on_with_the_memory_and_then_without_its_file(tmp_path, capsys):

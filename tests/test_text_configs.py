@@ -151,7 +151,8 @@ def test_a_row_without_a_folder_keeps_what_the_page_has(page, tmp_path, monkeypa
     assert counts["clinc150"] == (1, len(page.STREAMS["clinc150"].methods))
     assert counts["clinc150-small"] == (0, 4)
     replay = (
-        "| replay, 2 a class | 50.00 ± 1.00 (3) | 12.50 ± 1.00 | 300 | 60 s | 2048 MiB | 01234567 |"
+        "| replay, 2 a class | 50.00 ± 1.00 (3) | 12.50 ± 1.00 | 300 | 60 s | 2048 MiB | 2 cores "
+        "| 01234567 |"
     )
     assert row(page, "clinc150", "replay, 2 a class") == replay
     assert row(page, "banking77", "joint").startswith("| joint | 75.00 (1) | - | 0 | 60 s |")

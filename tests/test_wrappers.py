@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from everything import costly
 
 import jcl
 from jcl import InputError
@@ -363,6 +364,7 @@ def test_a_prompt_begins_as_rows_of_the_table_and_wraps_a_wrapped_model():
     )
 
 
+@costly
 def test_progressive_prompts_learn_one_slot_a_task_and_unused_slots_do_not_act():
     model = prompts(gpt2, GPT2.config, length=2, slots=3)
     params = noisy(model.init(jax.random.key(2)))
