@@ -58,8 +58,8 @@ class RunOptions:
             every core, 1 for one replica or where they are not dealt out.
         mesh: how the devices are arranged: data=8 splits batches and memories, data=4,fsdp=2 the
             params and all that is as large as well, tensor=2 the matmuls; by default all on data.
-        deterministic: ask XLA for kernels that give the same bits at every run on a GPU, where it
-            has not been tried yet; a CPU gives them anyway.
+        deterministic: ask XLA for kernels that give the same bits at every run on a GPU; on a CPU
+            they do anyway.
         coordinator: HOST:PORT of process 0, with a free port, where no launcher (Slurm, Open MPI, a
             TPU pod, an indexed Job of Kubernetes) tells the processes of a run of each other.
         processes: their number; 1 alone keeps this process out of a launcher's.

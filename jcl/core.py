@@ -407,13 +407,31 @@ def skip_nonfinite(part: Strategy | optax.GradientTransformation, *, most: int) 
         inner, params = part.consolidate(state.inner, params, **rest)
         return state._replace(inner=inner), params
 
-    return part._replace(
+    return _around(
+        part,
         init=init,
+        view=view,
+        loss=loss,
+        update=update,
+        consolidate=consolidate,
+        name=f"skip_nonfinite({part.name})",
+    )
+
+
+def _around(
+    part: Strategy,
+    *,
+    view: Callable[..., Any],
+    loss: Callable[..., Any],
+    consolidate: Callable[..., Any],
+    **others: Any,
+) -> Strategy:
+    """The part with functions around its own; one that is the identity stays so."""
+    return part._replace(
         view=view if part.view is not _see_all else _see_all,
         loss=loss if part.loss is not _no_terms else _no_terms,
-        update=update,
         consolidate=consolidate if part.consolidate is not _same_state else _same_state,
-        name=f"skip_nonfinite({part.name})",
+        **others,
     )
 
 
@@ -470,12 +488,13 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         )
         return state, merge(params, chosen)
 
-    return part._replace(
+    return _around(
+        part,
         init=init,
-        view=view if part.view is not _see_all else _see_all,
-        loss=loss if part.loss is not _no_terms else _no_terms,
+        view=view,
+        loss=loss,
         update=update,
-        consolidate=consolidate if part.consolidate is not _same_state else _same_state,
+        consolidate=consolidate,
         name=f"only({part.name})",
         covers=lambda path: matches(path, patterns) and part.covers(path),
     )
