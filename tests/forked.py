@@ -15,6 +15,8 @@ import time
 import traceback
 from pathlib import Path
 
+import quick
+
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 
 
@@ -24,8 +26,7 @@ class Runs:
     def __init__(self):
         self._cache = tempfile.TemporaryDirectory(prefix="jcl-tests-")
         environment = os.environ | {
-            "XLA_FLAGS": "--xla_backend_optimization_level=0 "
-            "--xla_llvm_disable_expensive_passes=true",
+            "XLA_FLAGS": quick.FLAGS,
             "JAX_COMPILATION_CACHE_DIR": self._cache.name,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }

@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import quick
 from everything import costly
 from joined import count_rows
 
@@ -25,11 +26,10 @@ TINY = HERE / "configs" / "tiny.py"
 MESH = ("--mesh", "data=4,fsdp=2")
 SHORT = ("--steps", "6")
 CACHE = tempfile.TemporaryDirectory(prefix="jcl-tests-")
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if "proxy" not in name.lower()
 } | {
-    "XLA_FLAGS": FLAGS,
+    "XLA_FLAGS": quick.FLAGS,
     "JAX_COMPILATION_CACHE_DIR": CACHE.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }  # fmt: skip

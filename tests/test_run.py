@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import quick
 from everything import costly
 from jax.sharding import SingleDeviceSharding
 
@@ -28,7 +29,7 @@ TINY = HERE / "configs" / "tiny.py"
 # One device, compiled as quickly as in the tests themselves.
 CACHE = tempfile.TemporaryDirectory(prefix="jcl-tests-")
 ENVIRONMENT = os.environ | {
-    "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "XLA_FLAGS": quick.FLAGS,
     "JAX_COMPILATION_CACHE_DIR": CACHE.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
