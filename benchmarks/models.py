@@ -1,7 +1,7 @@
 """Training steps of GPT-2 and BERT, in float32 and bfloat16, against Hugging Face's in PyTorch.
 
 Command:  python benchmarks/models.py [--cases gpt2 bert byte] [--types float32 bfloat16]
-          [--repeats 9] [--skip "PyTorch bfloat16"] [--out models.json]
+          [--repeats 9] [--skip "PyTorch bfloat16"] [--profile] [--out models.json]
           (--tiny: small shapes, to see that it runs)
 
 gpt2 is GPT-2 small at 4 x 128, bert is BERT base as a classifier at 8 x 128, byte is the 4 x 128
@@ -17,10 +17,13 @@ steps: ru_maxrss, with all that its libraries load. "in chunks" is `causal_lm(mo
 On a GPU, with PyTorch's CUDA build, both use it, float32 products are TF32 in both (JAX's default
 there), each step ends when the GPU is done, and the peak is that of the memory given to arrays.
 --skip leaves a step out: on a CPU without instructions for bfloat16 PyTorch's takes minutes.
+--profile adds where the time of jcl's step goes, by the kinds of XLA's operations on a CPU, as its
+profiler sees them in three more steps; "ynn" are the matmuls with what is fused into them.
 Run it on an idle machine.
 """
 
 import argparse
+import collections
 import dataclasses
 import gc
 import json
@@ -29,6 +32,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -82,6 +86,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=9)
     names = [f"{library} {compute}" for compute in TYPES for library in ("PyTorch", "jcl")]
     parser.add_argument("--skip", nargs="+", choices=names, default=[])
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path)
     # For the processes whose memory is measured.
@@ -149,11 +154,40 @@ def compare(torch_peer, case, shape, arguments):
             ratios[f"{ours} / {other}"] = [median, least, target]
             print(f"  {ours + ' / ' + other:34} {median:5.2f}    {least:5.2f}", end="")
             print(f"   aim {target}: {'reached' if median <= target else 'MISSED'}")
+    parts = {}
+    if arguments.profile:
+        parts = {name: profile(step) for name, step in steps.items() if name.startswith("jcl")}
+    for name, found in parts.items():
+        print(f"  {name}: " + ", ".join(f"{part} {each:.0f} ms" for part, each in found.items()))
     gc.collect()
     return {
         "load": load, "matmul_peak": peak, "median_seconds": times, "fastest_seconds": fastest,
         "shares_of_peak": shares, "median_and_fastest_ratios_and_aim": ratios,
+        "milliseconds_of_parts": parts,
     }  # fmt: skip
+
+
+def profile(step, steps=3, shown=6):
+    """Milliseconds of a step by the kind of XLA's operations: the largest, and all the others."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
+                step()
+        (file,) = Path(folder).rglob("*.xplane.pb")
+        lines = [
+            line
+            for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+            for line in plane.lines
+            if "XLA" in line.name
+        ]
+    found = collections.Counter()
+    for event in (event for line in lines for event in line.events):
+        kind = event.name.split(".")[0]
+        if "::" not in kind and not kind.startswith("end:"):  # the pool's own, and marks
+            found[kind.split("_")[0] if kind.startswith("ynn") else kind] += event.duration_ns
+    largest = dict(found.most_common(shown))
+    largest["others"] = sum(found.values()) - sum(largest.values())
+    return {kind: nanoseconds / steps / 1e6 for kind, nanoseconds in largest.items()}
 
 
 def random_batch(config, batch_size, length):
