@@ -23,7 +23,7 @@ install_import_hook(
 
 # Every compiled program takes some dozen maps of memory, of which Linux gives a process 65,530;
 # beyond them compiling ends in a segmentation fault.
-MOST_MAPS = 30_000
+MOST_MAPS = 20_000
 
 
 def pytest_runtest_teardown(item, nextitem):
