@@ -30,6 +30,7 @@ from jcl.__main__ import load_config
 RUNS = reproduce.ROOT / "runs" / "meta"
 PAGE = reproduce.ROOT / "docs" / "meta.md"
 PICTURE = "sinusoid.png"  # beside the page
+START = "runs/meta/continual"
 SCRATCH = "from scratch"
 WITHIN = 15  # percent
 # The error after so many points and steps of one run of the protocol in JAX.
@@ -150,7 +151,7 @@ def one_after_another():
         yield Row(f"{method}, meta-training", ("--method", method), method)
     for method in ("oml", "anml", "pretrained", "nearest_class_mean", "er", "scratch"):
         before = method if method in ("oml", "anml") else "pretrained"
-        start = ("--start", f"runs/meta/continual/{before}_meta-training")
+        start = ("--start", f"{START}/{before}_meta-training")
         settings = ("--phase", "test", "--method", method, *(() if method == "scratch" else start))
         yield Row(method, settings, method)
 
@@ -232,7 +233,12 @@ def finished(name, row):
 def run(name, row, deadline, seeds=None):
     table = TABLES[name]
     folder = resumable.with_seeds(place(name, row), seeds, table.seeds)
-    arguments = [*row.settings, "--seeds", str(seeds or table.seeds)]
+    # What a run starts from has as many seeds.
+    settings = [
+        str(resumable.with_seeds(Path(each), seeds, table.seeds)) if START in each else each
+        for each in row.settings
+    ]
+    arguments = [*settings, "--seeds", str(seeds or table.seeds)]
     return resumable.run(folder, table.config, arguments, deadline)
 
 

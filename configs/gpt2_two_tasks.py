@@ -16,7 +16,7 @@ Expected from scratch, seed 0, on a CPU (400 steps, some minutes):
 | python_docs | 3.593 | 4.884 |
 | german_home | 5.223 | 3.250 |
 
-and 400 steps of bytes make half German words: "Schalte dim destuf uf deschr der vändens".
+and 400 steps of bytes make half German words: "azem d Laugube".
 
 Commands:  jcl run configs/gpt2_two_tasks.py [--checkpoint openai-community/gpt2]
            jcl generate runs/gpt2_two_tasks/memory_10 --prompt "The function " --prompt "Schalte "
