@@ -33,14 +33,15 @@ claims: .venv/demo
 
 # The published tables, in parts of at most 90 minutes by the wall times in docs/reproduction.md; a
 # cell that fails holds up none of the others.
-PARTS := permuted-1 permuted-2 rotated-1 rotated-2 rotated-3 split mnist_360 \
-	scenarios-1 scenarios-2 scenarios-3
+PARTS := permuted-1 permuted-2 permuted-3 permuted_small rotated-1 rotated-2 rotated-3 split \
+	mnist_360 scenarios-1 scenarios-2 scenarios-3
 reproduce:
 	$(MAKE) --keep-going --jobs=1 $(PARTS:%=reproduce-%)
 
 # make reproduce-permuted-1; make reproduce-permuted; make reproduce-permuted METHODS="der derpp"
 permuted-1 := sgd joint oewc si er gem agem
 permuted-2 := der derpp
+permuted-3 := la_maml
 rotated-1 := sgd joint oewc si der
 rotated-2 := er gem agem
 rotated-3 := derpp

@@ -4,7 +4,7 @@ Command:  python benchmarks/meta_tables.py [TABLE ...] [--only METHOD ...] [--mi
 Tables: sinusoid, omniglot, glyphs, intents, continual; without a name all of them, in this order.
 omniglot needs JCL_DATA (see configs/meta/omniglot.py). The command stops at the end of its minutes,
 in the middle of a run if it must: the same command goes on there; --report only writes docs/meta.md
-and docs/sinusoid.png from what has been run. A row without a finished run keeps what the page has
+and its pictures from what has been run. A row without a finished run keeps what the page has
 for it, since the folder may be on another machine, or says "not run".
 Exit status: 0, 1 where a row's run failed, 2 where the command cannot be followed.
 """
@@ -29,8 +29,12 @@ from jcl.__main__ import load_config
 
 RUNS = reproduce.ROOT / "runs" / "meta"
 PAGE = reproduce.ROOT / "docs" / "meta.md"
-PICTURE = "sinusoid.png"  # beside the page
 START = "runs/meta/continual"
+# Beside the page, of the tables of these names.
+PICTURES = {
+    "sinusoid": ("sinusoid.png", "a new sine, and MAML's curves before and after it has adapted"),
+    "continual": ("continual.png", "accuracy over the classes seen, as more and more are seen"),
+}
 SCRATCH = "from scratch"
 WITHIN = 15  # percent
 # The error after so many points and steps of one run of the protocol in JAX.
@@ -105,11 +109,20 @@ def by_task(folder, row):
 def by_classes(folder, row):
     """The accuracy over the classes seen, when so many tasks of ten have been seen; a run of the
     meta-training has none."""
-    matrix = np.asarray(report.read(folder)["matrix"])
-    figures = ["-"] * len(SEEN)
-    if matrix.shape[-1] > 1:
-        figures = [of_seeds(matrix[:, seen, :seen].mean(axis=-1), 2, 100) for seen in SEEN]
+    curve, figures = over_classes(folder), ["-"] * len(SEEN)
+    if curve is not None:
+        figures = [of_seeds(curve[:, seen - 1], 2, 100) for seen in SEEN]
     return [*figures, *ending(folder)]
+
+
+def over_classes(folder):
+    """[seeds, tasks]: the accuracy over the tasks seen, when so many have been seen; None of a
+    meta-training, which has one task."""
+    matrix = np.asarray(report.read(folder)["matrix"])
+    tasks = matrix.shape[-1]
+    if tasks == 1:
+        return None
+    return np.stack([matrix[:, seen, :seen].mean(axis=-1) for seen in range(1, tasks + 1)], axis=1)
 
 
 def by_episode(folder, row):
@@ -168,10 +181,11 @@ HEAD = ("accuracy", "before meta-training", "wall time", "commit")
 TABLES = {
     "sinusoid": Table(
         "Sinusoids", "meta/sinusoid",
-        "mean squared error over 600 new sines, by points / inner steps; means and 95 % intervals "
-        f"over seeds. `joint` is pre-trained on all sines at once; `{SCRATCH}` is maml's model "
-        "before its training. A mean over sines hangs on any one that the inner steps throw off, "
-        "which ten steps on five points now and then do.",
+        "mean squared error over 600 new sines, a point counting at most 100 (the square of the "
+        "largest error that an answer within the range of all sines can have), by points / inner "
+        "steps; means and 95 % intervals over seeds. `joint` is pre-trained on all sines at once; "
+        f"`{SCRATCH}` is maml's model before its training. A mean over sines hangs on any one that "
+        "the inner steps throw off, which ten steps on five points now and then do.",
         sinusoids(), 3, (*STATED, "wall time", "commit"), by_task,
     ),
     "omniglot": Table(
@@ -186,7 +200,8 @@ TABLES = {
     ),
     "glyphs": Table(
         "Glyphs", "meta/omniglot",
-        f"{CHARACTERS} The glyphs of 16 Hershey fonts to learn from and of 8 to test on.",
+        f"{CHARACTERS} The Japanese characters of the Hershey fonts test; those of all other fonts "
+        "are learned from, of which none looks like one of them.",
         tuple(drawings("glyphs", ((5, "convolutional", STRONG),))),
         1, HEAD, by_episode,
     ),
@@ -220,6 +235,9 @@ TABLES = {
 }  # fmt: skip
 
 
+MAML = TABLES["sinusoid"].rows[0]
+
+
 def place(name, row):
     """The run's folder: that of its label, or of the row that the run is made for."""
     label = row.method if row.untrained else row.label
@@ -248,7 +266,8 @@ def comparison(cells):
         return []
     lines = [
         "", "MAML beside the figures of one run of the same protocol, seen for their 600 sines "
-        f"alone and so without an interval; a verdict is whether ours lie within {WITHIN} %.", "",
+        "alone and so without an interval, and stated without a bound on a point's error; a "
+        f"verdict is whether ours lie within {WITHIN} %.", "",
         "| points / steps | one run | jcl | difference | verdict |", "|---|---|---|---|---|",
     ]  # fmt: skip
     for (name, stated), shown in zip(STATED.items(), cells, strict=False):
@@ -284,8 +303,48 @@ def draw(model, params, path):
     pyplot.close(figure)
 
 
-def newer(path, than):
-    return path.exists() and path.stat().st_mtime > than.stat().st_mtime
+def draw_curves(curves, path):
+    """A picture of the accuracy over the classes seen, {label: [seeds, tasks]}."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panel = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for label, curve in curves.items():
+        seen = 10 * np.arange(1, curve.shape[1] + 1)
+        panel.plot(seen, 100 * curve.mean(axis=0), marker=".", label=label)
+    panel.set(xlabel="classes seen", ylabel="accuracy over them, %", ylim=(0, 100))
+    panel.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def newer(path, folders):
+    """Whether the picture was drawn after all of these runs were finished."""
+    ends = [(folder / "report.json").stat().st_mtime for folder in folders]
+    return path.exists() and path.stat().st_mtime > max(ends)
+
+
+def draw_pictures(held):
+    """Those whose runs are here, and newer than the picture.
+
+    Args:
+        held: the rows of the page: where one of a picture with several is not here, it stays.
+    """
+    path, folder = PAGE.parent / PICTURES["sinusoid"][0], finished("sinusoid", MAML)
+    if folder and not newer(path, [folder]):
+        config = reproduce.ROOT / "configs" / "meta" / "sinusoid.py"
+        reopened = answer.reopen(folder, load_config, config)
+        draw(reopened.experiment.model, reopened.state.params, path)
+    path, rows = PAGE.parent / PICTURES["continual"][0], TABLES["continual"].rows
+    folders = {row.label: finished("continual", row) for row in rows}
+    curves = {label: over_classes(folder) for label, folder in folders.items() if folder}
+    curves = {label: curve for label, curve in curves.items() if curve is not None}
+    drawn = {label for label, cells in held.items() if cells[0] != "-"}
+    elsewhere = [label for label, folder in folders.items() if label in drawn and not folder]
+    if curves and not elsewhere and not newer(path, [folders[label] for label in curves]):
+        draw_curves(curves, path)
 
 
 def write_page():
@@ -304,11 +363,7 @@ def write_page():
         machine = reproduce.this_machine()
     elif machine is None or not held:
         machine = resumable.NEVER
-    folder, picture = finished("sinusoid", TABLES["sinusoid"].rows[0]), PAGE.parent / PICTURE
-    if ("sinusoid", "maml") in here and not newer(picture, folder / "report.json"):
-        config = reproduce.ROOT / "configs" / "meta" / "sinusoid.py"
-        reopened = answer.reopen(folder, load_config, config)
-        draw(reopened.experiment.model, reopened.state.params, picture)
+    draw_pictures({label: cells for (name, label), cells in held.items() if name == "continual"})
     lines = [
         "# Meta-learning",
         "",
@@ -341,11 +396,9 @@ def write_page():
             lines.append(f"| {label} | {' | '.join(cells)} |")
         if name == "sinusoid":
             lines += comparison(rows["maml"])
-            if picture.exists():
-                lines += [
-                    "",
-                    f"![a new sine, and MAML's curves before and after it has adapted]({PICTURE})",
-                ]
+        file, shown = PICTURES.get(name, (None, None))
+        if file and (PAGE.parent / file).exists():
+            lines += ["", f"![{shown}]({file})"]
     PAGE.write_text("\n".join(lines) + "\n")
     return counts
 

@@ -1,15 +1,17 @@
 """The published MNIST tables, run by config and compared cell by cell.
 
 Command:  python benchmarks/reproduce.py [TABLE ...] [--seeds 10] [--only METHOD ...] [--report]
-Tables: permuted, rotated, split, mnist_360, scenarios; without a name all of them. Stopped, the
-same command goes on where it was; --report only writes docs/reproduction.md from what has been run.
+Tables: permuted, permuted_small, rotated, split, mnist_360, scenarios; without a name all of them.
+Stopped, the same command goes on where it was; --report only writes docs/reproduction.md from what
+has been run.
 A finished run of fewer seeds than asked is not taken for the cell, nor overwritten: the command
 stops before the first run and names the folders. A cell without a finished run keeps the row that
 the page has for it, since the folder may be on another machine.
 Exit status: 0, 1 where a cell's run failed, 2 where the command cannot be followed.
 
 A verdict is two-sided: "reproduced" where the difference is at most 2 points, or where the two 95 %
-intervals (the published one where it is stated) overlap; otherwise "differs".
+intervals (the published one where it is stated) overlap; otherwise "differs". A method without a
+published figure, of a config's BESIDE, has a row without a verdict.
 """
 
 import argparse
@@ -33,6 +35,7 @@ RUNS = ROOT / "runs" / "reproduction"
 PAGE = ROOT / "docs" / "reproduction.md"
 TITLES = {
     "permuted": "P-MNIST, 20 tasks (Buzzega et al. 2020)",
+    "permuted_small": "P-MNIST, 20 tasks of 1,000 images (as Gupta et al. 2020)",
     "rotated": "R-MNIST, 20 tasks (Buzzega et al. 2020)",
     "split": "S-MNIST, class- and task-incremental (Buzzega et al. 2020)",
     "mnist_360": "MNIST-360, no boundaries (Buzzega et al. 2020)",
@@ -40,17 +43,19 @@ TITLES = {
 }
 # The targets of the Makefile, each of at most 90 minutes by the wall times of the page.
 PARTS = (
-    "permuted-1", "permuted-2", "rotated-1", "rotated-2", "rotated-3", "split", "mnist_360",
-    "scenarios-1", "scenarios-2", "scenarios-3",
+    "permuted-1", "permuted-2", "permuted-3", "permuted_small", "rotated-1", "rotated-2",
+    "rotated-3", "split", "mnist_360", "scenarios-1", "scenarios-2", "scenarios-3",
 )  # fmt: skip
 T_OF_TEN = 2.262  # Student's t for 95 % and ten runs
-FEW = {"gem": 3}  # seeds of the methods that cost most
+FEW = {"gem": 3, "la_maml": 3}  # seeds of the methods that cost most
 
 
 def cells(table):
-    """(row's name, method, arguments, published, its interval or None, chance) for each cell."""
+    """(row's name, method, arguments, published or None, its interval or None, chance) for each
+    cell."""
     config = load_config(CONFIGS / f"{table}.py")
-    for method, settings in config.TABLE.items():
+    beside = getattr(config, "BESIDE", {})
+    for method, settings in {**config.TABLE, **beside}.items():
         if table == "scenarios":
             for scenario, (published, deviation, _) in zip(config.SCENARIOS, settings, strict=True):
                 interval = deviation and T_OF_TEN * deviation / 10**0.5
@@ -61,15 +66,16 @@ def cells(table):
         for buffer, setting in settings.items():
             name = f"{method}, {buffer}" if buffer else method
             arguments = ["--method", method, "--buffer", str(buffer)]
-            if table in ("permuted", "rotated"):
+            figures = (None, None) if method in beside else setting
+            if table in ("permuted", "permuted_small", "rotated"):
                 arguments += ["--evaluate", "end"]
             if table == "split":
-                for scenario, published in zip(("class", "task"), setting, strict=False):
+                for scenario, published in zip(("class", "task"), figures, strict=False):
                     scenario_arguments = ["--scenario", scenario, *arguments]
                     chance = config.CHANCE[scenario]
                     yield f"{name}, {scenario}", method, scenario_arguments, published, None, chance
             else:
-                yield name, method, arguments, setting[0], None, config.CHANCE
+                yield name, method, arguments, figures[0], None, config.CHANCE
 
 
 def place(table, name):
@@ -195,7 +201,8 @@ def rows(table, held):
     for name, _, _, published, interval, _ in cells(table):
         out = place(table, name)
         here, row = report.complete(out), held.get((table, name))
-        shown = f"{published:.2f}" + (f" ± {interval:.2f}" if interval else "")
+        shown = "-" if published is None else f"{published:.2f}"
+        shown += f" ± {interval:.2f}" if interval else ""
         if not here and row is None:
             yield f"| {name} | {shown} | not run | | | | |", None, 0.0, False
             continue
@@ -204,14 +211,16 @@ def rows(table, held):
             told = row[3].split(":")[0]
             yield f"| {name} | {' | '.join(row)} |", told, 0.0, False
             continue
-        found_verdict = verdict(published, interval, result.mean, result.interval)
-        reason = f": {why[name]}" if found_verdict == "differs" and name in why else ""
-        difference = round(result.mean - published, 2) + 0.0  # no -0.00
+        found_verdict, compared = None, "- | -"
+        if published is not None:
+            found_verdict = verdict(published, interval, result.mean, result.interval)
+            reason = f": {why[name]}" if found_verdict == "differs" and name in why else ""
+            difference = round(result.mean - published, 2) + 0.0  # no -0.00
+            compared = f"{difference:+.2f} | {found_verdict}{reason}"
         yield (
             f"| {name} | {shown} | {result.mean:.2f}"
             + (f" ± {result.interval:.2f}" if result.interval else "")
-            + f" ({result.seeds}) | {difference:+.2f} | {found_verdict}{reason} | "
-            f"{result.seconds:.0f} s | {result.commit} |",
+            + f" ({result.seeds}) | {compared} | {result.seconds:.0f} s | {result.commit} |",
             found_verdict,
             result.seconds,
             here,
@@ -255,8 +264,9 @@ def write_page():
         "Final average accuracy in percent: the mean over tasks after the last, with its 95 % "
         "interval over seeds (their number in brackets). Reproduced: within 2 points, or within "
         "the two intervals. The published intervals of Hsu et al. are made here from the standard "
-        "deviations over ten runs that their released code computes. Wall times are of runs beside "
-        "others on the same two cores.",
+        "deviations over ten runs that their released code computes. A row without a published "
+        "figure is there for the others to stand beside. Wall times are of runs beside others on "
+        "the same two cores.",
         "",
         "Written by `make reproduce`, which goes on where it was stopped. It runs in turn the "
         f"targets {', '.join(f'`reproduce-{part}`' for part in PARTS)}, each of at most 90 "
@@ -273,11 +283,14 @@ def write_page():
     for table, title in TITLES.items():
         verdicts = [each for _, each, *_ in found[table] if each]
         minutes = sum(seconds for _, _, seconds, _ in found[table]) / 60
-        counts[table] = (verdicts.count("reproduced"), len(verdicts), len(found[table]))
+        published = sum(figure is not None for _, _, _, figure, *_ in cells(table))
+        counts[table] = (verdicts.count("reproduced"), len(verdicts), published)
         lines += ["", f"## {title}", ""]
         lines += [
             f"`configs/mnist/{table}.py`; reproduced {counts[table][0]} of {counts[table][1]} run, "
-            f"{counts[table][2]} in all; {minutes:.0f} minutes.",
+            f"{counts[table][2]} in all; {minutes:.0f} minutes."
+            if published
+            else f"`configs/mnist/{table}.py`; no published figures; {minutes:.0f} minutes.",
             "",
             "| method | published | jcl | difference | verdict | wall time | commit |",
             "|---|---|---|---|---|---|---|",

@@ -30,7 +30,7 @@ from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
 PACKAGES = ("jcl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-IDENTITY = ("name", "config", "config_hash", "data", "seeds", "grid")
+IDENTITY = ("name", "config", "config_hash", "data", "start", "seeds", "grid")
 MACHINE = ("versions", "devices", "mesh", "replicas", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
 CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
@@ -55,6 +55,7 @@ def describe(
     mesh: str | None = None,
     replicas: str | None = None,
     grid: Mapping[str, Sequence[float]] | None = None,
+    start: Sequence[str | None] = (),
 ) -> dict[str, Any]:
     """What config.json holds: the identity of the run, the machine that began it, and what is
     known of its numbers (classes, vocabulary, tokens of a text), for who reads them later."""
@@ -66,6 +67,9 @@ def describe(
         "config_file": str(config_file.resolve()),
         "config_hash": config_hash(config_file),
         "data": hashes,
+        "start": list(start)
+        if any(start)
+        else None,  # hashes of the params that replicas begin with
         "seeds": seeds,  # one for each replica; every setting of the grid has each
         "grid": as_json(grid) or None,
         "known": as_json(known),
@@ -357,6 +361,8 @@ def check_no_grid(folder: Path, description: Mapping[str, Any]) -> None:
 
 def _compare(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     old, new = _flat(found, IDENTITY), _flat(wanted, IDENTITY)
+    if "start" not in found:  # older versions did not write it
+        old["start"] = new["start"]
     if old != new:
         raise InputError(
             f"{folder} was made by another run: {_differences(old, new)}. Give the same settings "

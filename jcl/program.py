@@ -88,7 +88,9 @@ class Program:
         self.consolidate = self._compiled("consolidate", functions.consolidate, place)
         self._evaluate = self._compiled("evaluate", functions.evaluate, fetched, donated=())
         self._tests: list[Any] = []  # of every task, once they are held on the device
-        probe = functools.partial(_probe, dict(first.probes))
+        spread = self._placement.spread
+        probes = {name: spread(probe) for name, probe in first.probes.items()}
+        probe = functools.partial(_probe, probes)
         probe = jax.vmap(probe) if len(experiments) > 1 else probe
         self._probe = jax.jit(probe, out_shardings=fetched)
         self._finite = jax.jit(_all_finite, out_shardings=fetched)

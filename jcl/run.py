@@ -116,6 +116,7 @@ def run(
             mesh=program.mesh,
             replicas=None if replicas == "auto" else replicas,
             grid=grid,
+            start=[each.model.start and each.model.start() for each in program.experiments],
         )
     with hosts.together():
         alike = {**folder.identity(description), "folder": str(path.absolute())}

@@ -15,8 +15,10 @@ pmap itself takes no more replicas than devices and has a mesh of its own for ev
 device everything is the default placement.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -35,6 +37,8 @@ Replicas = Literal["auto", "vmap", "map", "pmap"]  # how several share the devic
 Shape = tuple[int, ...]
 Sizes = Mapping[str, int]
 Split = Callable[[Shape, Sizes], PartitionSpec]
+
+_PARTS = contextvars.ContextVar("parts", default=1)
 
 
 class Rule(NamedTuple):
@@ -117,6 +121,22 @@ def read_mesh(text: str) -> dict[str, int]:
             )
         sizes[name] = int(number)
     return {name: sizes.get(name, 1) for name in AXES}
+
+
+def parts() -> int:
+    """Over how many parts of the devices the batch is split whose loss or measure is being traced;
+    1 where it is whole."""
+    return _PARTS.get()
+
+
+@contextlib.contextmanager
+def split_over(number: int) -> Iterator[None]:
+    """While it lasts, `parts` is that number."""
+    before = _PARTS.set(number)
+    try:
+        yield
+    finally:
+        _PARTS.reset(before)
 
 
 class Placement:
@@ -260,7 +280,8 @@ class Placement:
 
         A draw is the same on every device until something splits it, and then every device would
         compute the loss of all of it. Between a module's params and its inputs, both split, the
-        compiler would often choose to move the inputs.
+        compiler would often choose to move the inputs. Meanwhile `parts` tells over how many the
+        batch is split, for who takes it apart.
 
         Args:
             function: (params, batch, ...) -> anything; a batch that the devices do not divide, such
@@ -278,12 +299,13 @@ class Placement:
             return jax.lax.with_sharding_constraint(leaf, place)
 
         def intercept(method, inputs, options, _):
-            return jax.tree.map(split, method(*inputs, **options))
+            made = method(*inputs, **options)
+            return made if parts() == 1 else jax.tree.map(split, made)
 
         def spread(params, batch, *key):
             if jax.tree.leaves(batch)[0].shape[0] % self._ways:
                 return function(params, batch, *key)
-            with nn.intercept_methods(intercept):
+            with split_over(self._ways), nn.intercept_methods(intercept):
                 return function(params, jax.tree.map(split, batch), *key)
 
         return spread

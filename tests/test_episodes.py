@@ -92,7 +92,7 @@ def test_an_episode_is_a_function_of_the_arguments_and_of_its_number():
     np.testing.assert_array_equal(more["inputs"], whole["inputs"])
     nested = more["support_inputs"].reshape(200, 4, 5)[..., :2]
     np.testing.assert_array_equal(nested, whole["support_inputs"].reshape(200, 4, 2))
-    for index in (-1, 200):
+    for index in (-1, 200, 0.5):
         with pytest.raises(IndexError, match="of 200"):
             episodes()[index]
 
@@ -157,6 +157,9 @@ def test_fewer_shots_are_padded_to_a_common_size():
         ({"queries": 1.5}, r"Episodes\(queries=1.5\): a whole number"),
         ({"seed": -1}, r"Episodes\(seed=-1\)"),
         ({"number": 0}, r"Episodes\(number=0\)"),
+        ({"source": {"inputs": np.zeros(4)}}, r"this dict is no source.*jcl.data.Arrays"),
+        ({"source": [{"inputs": 1, "targets": 2}]}, "this list is no source"),
+        ({"source": None}, "this NoneType is no source"),
         ({"source": Arrays({"inputs": np.zeros(4)})}, "found: none"),
         ({"source": Arrays({"targets": np.zeros((4, 7))})}, r"found: float64\[7\]"),
         ({"source": source(label_mask=np.zeros((108, 9)))}, "'label_mask'.*scenario \"class\""),
@@ -292,6 +295,8 @@ def test_groups_are_chosen_by_name():
     ):
         with pytest.raises(InputError, match=message):
             split_classes(groups, **arguments)
+    with pytest.raises(InputError, match=r"split_classes\('abc'\): a number of classes, or a list"):
+        split_classes("abc", test=1)
 
 
 def test_the_tasks_of_a_stream_are_the_groups_of_its_classes():

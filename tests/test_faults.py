@@ -207,6 +207,29 @@ def test_a_data_file_that_changed_is_refused_by_name(tmp_path):
     assert "abcd" in (tmp_path / "config.json").read_text()
 
 
+def test_another_start_is_refused(tmp_path):
+    """As of a run that begins with the params of another, which was trained anew since."""
+    description = {
+        "schema": 1, "name": "oml", "config": {}, "config_hash": "c", "seeds": [0], "data": {},
+        "start": ["1234"], "devices": {"processes": 1},
+    }  # fmt: skip
+    for name in ("new", "old"):
+        (tmp_path / name / "checkpoints" / "000000").mkdir(parents=True)
+    (tmp_path / "new" / "config.json").write_text(json.dumps(description))
+    older = {key: part for key, part in description.items() if key != "start"}
+    (tmp_path / "old" / "config.json").write_text(json.dumps(older))
+    changed = description | {"start": ["ffff"]}
+    with folder.opened(tmp_path / "new", description, fresh=False):
+        pass
+    with (
+        pytest.raises(InputError, match=r"start was \['1234'\] and is now \['ffff'\].*--fresh"),
+        folder.opened(tmp_path / "new", changed, fresh=False),
+    ):
+        pass
+    with folder.opened(tmp_path / "old", changed, fresh=False):  # of before it was written
+        pass
+
+
 def test_a_run_folder_of_an_older_schema_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"schema": 0}')
     with pytest.raises(InputError, match=r"schema 0, older than 1.*--fresh"):

@@ -27,7 +27,7 @@ ALLOWED = {
     "probes": set(),
     "models": {"models", "paths"},
     "data": {"data"},
-    "meta": {"core", "losses", "meta", "models", "paths"},
+    "meta": {"core", "losses", "meta", "models", "paths", "sharding"},
     "sharding": {"paths"},
     "checkpoint": {"hosts"},
     "folder": set(),

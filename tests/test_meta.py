@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import jcl
-from jcl import checkpoint
+from jcl import checkpoint, hlo
+from jcl.sharding import Placement
 
 EPISODES, SUPPORT, QUERIES, WIDTH, WAYS = 8, 6, 4, 5, 3
 MODEL = jcl.models.mlp(jcl.models.MLPConfig(inputs=WIDTH, hidden=(7,), classes=WAYS))
@@ -178,6 +178,8 @@ def test_the_deviation_is_over_episodes():
     batch = {"inputs": inputs, "targets": np.zeros((3, 2), np.int32)}
     probe = jcl.meta.deviation(jcl.meta.accuracy(answer))
     np.testing.assert_allclose(probe(1.0, batch), np.std([1, 0.5, 0], ddof=1))
+    with pytest.raises(jcl.InputError, match="at least 2 episodes"):
+        probe(1.0, {name: leaf[:1] for name, leaf in batch.items()})
 
 
 @pytest.mark.parametrize("name", ["maml", "meta-sgd", "oml"])
@@ -285,13 +287,13 @@ def test_every_method(name, tmp_path):
         restored, _ = step(restored, episodes(number))
     assert_close(restored.params, state.params, 0)
 
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    split = NamedSharding(mesh, PartitionSpec("data"))
-    spread = jax.device_put(learner.init(jax.random.key(1), params, episodes()), everywhere)
-    spread_step = jax.jit(learner.step, out_shardings=everywhere)
+    placement = Placement(EPISODES)
+    place = placement.state(state)
+    spread = jax.device_put(learner.init(jax.random.key(1), params, episodes()), place)
+    of_many = jcl.learner(placement.spread(meta_loss), outer)
+    spread_step = jax.jit(of_many.step, out_shardings=(place, None))
     for number in range(3):
-        spread, metrics = spread_step(spread, jax.device_put(episodes(number), split))
+        spread, metrics = spread_step(spread, jax.device_put(episodes(number), placement.batch()))
         np.testing.assert_allclose(metrics["total"], losses[number], rtol=1e-4)
 
     batch = episodes(20)
@@ -299,6 +301,73 @@ def test_every_method(name, tmp_path):
     logits = learner.predict(state, batch)["logits"]
     assert logits.shape == (EPISODES, QUERIES, WAYS)
     np.testing.assert_array_equal(logits, learner.predict(state, permuted)["logits"])
+
+
+@pytest.mark.skipif(jax.device_count() != 8, reason="needs 8 devices: a CPU passes for them")
+@pytest.mark.parametrize("over", ["vmap", "map"])
+def test_episodes_divide_over_devices(over):
+    """Each computes its own, whose examples stay where they are."""
+    meta_loss, placement = jcl.maml(LOSS, steps=2, optimizer=SGD, over=over), Placement(16)
+    params, batch = MODEL.init(jax.random.key(0)), episodes(number=16)
+    measure = jcl.meta.accuracy(meta_loss).function
+    probe = jcl.meta.deviation(jcl.meta.accuracy(meta_loss))
+
+    def compiled(spread, batch):
+        loss = spread(lambda params, batch: meta_loss(params, batch, None)[0])
+        functions = [jax.value_and_grad(loss), spread(measure), spread(probe)]
+        both = jax.jit(lambda params, batch: [each(params, batch) for each in functions])
+        program = both.lower(params, batch).compile()
+        return hlo.work(program.as_text()), program(params, batch)
+
+    alone, expected = compiled(lambda function: function, batch)
+    params = jax.device_put(params, placement.batch(whole=True))
+    own, found = compiled(placement.spread, jax.device_put(batch, placement.batch()))
+    assert alone.flops > 0
+    assert own.flops == alone.flops / 8
+    assert set(own.collectives) <= {"all-reduce"}
+    assert_close(found, expected)
+
+
+def padded(batch):
+    """The batch with an example of no account behind each of the support."""
+    more = dict(batch)
+    for name in ("inputs", "targets"):
+        real = np.asarray(batch[f"support_{name}"])
+        other = real[:, ::-1] + (100 if name == "inputs" else 0)
+        more[f"support_{name}"] = np.stack([real, other], axis=2).reshape(
+            len(real), -1, *real.shape[2:]
+        )
+    return {**more, "support_mask": np.tile(np.float32([1, 0]), (EPISODES, SUPPORT))}
+
+
+@pytest.mark.parametrize("name", ["maml", "oml", "prototypes"])
+def test_padding_of_the_support_changes_nothing(name):
+    meta_loss, model = TABLE[name]
+    params, batch = model.init(jax.random.key(0)), episodes()
+    of = jax.jit(jax.grad(lambda params, batch: meta_loss(params, batch, None)[0]))
+    assert_close(of(params, padded(batch)), of(params, batch))
+
+
+@pytest.mark.parametrize("kind", ["dense", "convolutional"])
+def test_a_padded_support_is_refused_where_a_batch_is_normalized(kind):
+    if kind == "dense":
+        shape = jcl.models.MLPConfig(WIDTH, (4,), WAYS, normalization="batch")
+        model = jcl.models.mlp(shape)
+    else:
+        shape = jcl.models.ConvolutionalConfig(WIDTH, 1, filters=2, blocks=1, classes=WAYS)
+        model = jcl.models.convolutional(shape)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    loss_fn, inner = jcl.losses.classify(model.apply), {"steps": 1, "optimizer": SGD}
+    for meta_loss in (
+        jcl.maml(loss_fn, **inner),
+        jcl.reptile(loss_fn, **inner),
+        jcl.implicit_maml(loss_fn, strength=1.0, **inner),
+        jcl.prototypes(model.features, WAYS),
+    ):
+        of = functools.partial(jax.eval_shape, functools.partial(meta_loss, key=None), params)
+        of(episodes())
+        with pytest.raises(jcl.InputError, match="normalizes over the batch at"):
+            of(padded(episodes()))
 
 
 @pytest.mark.parametrize("options", [{"remat": True}, {"over": "map"}])
@@ -355,7 +424,19 @@ def test_an_inner_adam_with_an_eps_root_has_a_gradient_where_its_own_is_zero():
         (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, over="pmap"), '"vmap", "map"'),
         (lambda: jcl.maml(LOSS, steps=1, optimizer=0.1), "optax.sgd(0.01)"),
         (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, first_order="no"), "True or False"),
+        (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, remat="no"), "maml(remat='no')"),
+        (lambda: jcl.maml(None, steps=1, optimizer=SGD), "maml(loss_fn=None)"),
+        (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, start="x"), "maml(start='x')"),
+        (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, rates=3), "maml(rates=3)"),
+        (lambda: jcl.maml(LOSS, steps=1, optimizer=SGD, where=[]), "maml(where=[])"),
+        (lambda: jcl.meta.adaptation(LOSS, SGD, one_by_one="no"), "adaptation(one_by_one='no')"),
+        (lambda: jcl.reptile(None, steps=1, optimizer=SGD), "reptile(loss_fn=None)"),
+        (lambda: jcl.reptile(LOSS, steps=1, optimizer=SGD, one_by_one="no"), "reptile(one_by_one"),
         (lambda: jcl.reptile(LOSS, steps=0, optimizer=SGD), "reptile(steps=0)"),
+        (
+            lambda: jcl.implicit_maml(LOSS, steps=1, optimizer=0.1, strength=1.0),
+            "implicit_maml(optimizer=0.1)",
+        ),
         (lambda: jcl.implicit_maml(LOSS, steps=1, optimizer=SGD, strength=0.0), "strength=0.0"),
         (lambda: jcl.prototypes(None, 3), "model.features"),
         (lambda: jcl.prototypes(MODEL.features, 0), "ways=0"),

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import sys
 import types
 from pathlib import Path
 
@@ -125,12 +126,48 @@ def test_twenty_ways_and_five_shots_can_be_traced(omniglot):
         check(omniglot.build(omniglot.Config(method, source="glyphs", ways=20, shots=5, tasks=2)))
 
 
-def test_no_font_is_trained_and_tested_on(omniglot):
+def test_what_a_method_has_no_use_for_is_refused_and_nothing_is_obeyed(omniglot, sinusoid):
+    for module, fields, message in (
+        (omniglot, {"tasks": 0}, "--tasks 0: a meta-step takes at least one"),
+        (omniglot, {"seed": 2**31}, "--seed 2147483648 draws the test's episodes"),
+        (sinusoid, {"seed": 2**31}, "--seed 2147483648 draws the test's sines"),
+        (sinusoid, {"method": "joint", "inner_steps": 1}, "--inner_steps: joint is trained"),
+    ):
+        source = {"source": "glyphs"} if module is omniglot else {}
+        with pytest.raises(jcl.InputError, match=message):
+            module.build(module.Config(**source, **fields))
+    for module, source in ((omniglot, {"source": "glyphs"}), (sinusoid, {})):
+        config = module.Config(method="reptile", rate=0.5, meta_steps=4, **source)
+        gradient = {"w": np.float32(1)}
+        strategy = module.build(config).strategy
+        (update,) = strategy.update(gradient, strategy.init(gradient))[0].values()
+        assert update == -0.5
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jcl, "reptile", lambda *_, steps, **__: asked.append(steps))
+        for steps in (None, 3):
+            sinusoid.build(sinusoid.Config(method="reptile", inner_steps=steps, meta_steps=4))
+    assert asked == [5, 3]
+
+
+def test_one_shot_is_one(omniglot):
+    stream = omniglot.build(omniglot.Config(source="glyphs")).stream
+    assert [task.name for task in stream.tasks] == ["5 ways, 1 shot"]
+
+
+def test_no_glyph_that_is_tested_looks_like_one_that_is_trained(omniglot):
+    """By the pictures without jitter: one of each pair has a fifth of its ink elsewhere."""
     source, split = omniglot.characters("glyphs")
-    train, test = ({source.alphabets[label] for label in part} for part in split[::2])
-    assert (len(train), len(test)) == (16, 8)
-    assert not train & test
-    assert (len(split.train), len(split.test)) == (681, 526)
+    glyphs = sys.modules["jcl.data.glyphs"]  # jcl.data.glyphs is the function
+    strokes = glyphs._fonts()
+    points = [glyphs._points(strokes[name]) for name in source.names]
+    pictures = glyphs._plain(points).reshape(source.classes, -1).astype(np.float32)
+    ink = pictures.sum(axis=1)
+    train, test = split.train, split.test
+    apart = np.stack([np.abs(pictures[train] - own).sum(axis=1) for own in pictures[test]])
+    assert (apart / np.maximum(ink[test, None], ink[train])).min() >= 0.2
+    assert len(test) > 100
+    assert {source.alphabets[label] for label in test} == {"japanese"}
 
 
 @pytest.mark.skipif(
@@ -199,7 +236,13 @@ def test_the_page_has_what_was_run_and_keeps_it(page, tmp_path, monkeypatch):
     finish(page, "continual", "oml, meta-training", [[[0.1], [0.9]]] * 3)
     curve = np.tril(np.full((11, 10), 0.5), -1)  # half of what was seen, none of what was not
     finish(page, "continual", "oml", [curve.tolist()] * 3)
+    drawn = []
+    draw = page.draw_curves
+    monkeypatch.setattr(page, "draw_curves", lambda *given: drawn.append(given) or draw(*given))
     counts = page.write_page()
+    ((curves, _),) = drawn
+    assert list(curves) == ["oml"]
+    np.testing.assert_array_equal(curves["oml"], np.full((3, 10), 0.5))
     assert counts == {
         "sinusoid": (2, 7), "omniglot": (0, 24), "glyphs": (1, 4), "intents": (0, 7),
         "continual": (2, 9),
@@ -214,11 +257,18 @@ def test_the_page_has_what_was_run_and_keeps_it(page, tmp_path, monkeypatch):
     assert "| 5/1 | 0.591 | 0.709 ± 0.000 | +20 % | differs |" in found
     assert "| 20/10 | 0.048 | 0.048 ± 0.000 | +0 % | within 15 % |" in found
     assert any("(sinusoid.png)" in line for line in found)
-    assert (tmp_path / "sinusoid.png").read_bytes().startswith(b"\x89PNG")
+    assert any("a point counting at most 100" in line for line in found)
+    assert any("(continual.png)" in line for line in lines_of(page, "continual"))
+    for picture in ("sinusoid.png", "continual.png"):
+        assert (tmp_path / picture).read_bytes().startswith(b"\x89PNG")
     before = page.PAGE.read_text()
     monkeypatch.setattr(page, "RUNS", tmp_path / "elsewhere")
     assert page.write_page() == counts
     assert page.PAGE.read_text() == before
+    # A picture stays where one of its curves is not here.
+    finish(page, "continual", "er", [curve.tolist()] * 3)
+    page.write_page()
+    assert len(drawn) == 1
 
 
 def test_every_row_is_a_command_that_its_config_takes(page, omniglot, sinusoid, monkeypatch):
@@ -246,7 +296,8 @@ def test_every_row_is_a_command_that_its_config_takes(page, omniglot, sinusoid, 
 def test_the_page_is_what_its_own_rows_give(page):
     written = (ROOT / "docs" / "meta.md").read_text()
     page.PAGE.write_text(written)
-    if (ROOT / "docs" / page.PICTURE).exists():
-        (page.PAGE.parent / page.PICTURE).write_bytes(b"")
+    for picture, _ in page.PICTURES.values():
+        if (ROOT / "docs" / picture).exists():
+            (page.PAGE.parent / picture).write_bytes(b"")
     page.write_page()
     assert page.PAGE.read_text() == written, "run: python benchmarks/meta_tables.py --report"

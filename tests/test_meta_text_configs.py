@@ -120,6 +120,8 @@ def test_classes_come_in_turn_each_example_once():
         assert test["targets"].dtype == np.int32
     other = class_sequence(source(), chosen[::-1], task=2, learned=7)
     assert len({task.hash for task in (*stream.tasks, *other.tasks)}) == 6
+    with pytest.raises(InputError, match=r"classes=\[0, 0\]\): name every class once"):
+        class_sequence(source(), [0, 0], task=1, learned=7)
     with pytest.raises(InputError, match="class 18 has 10 examples, and none is left to test"):
         class_sequence(source(), chosen, task=2, learned=10)
 
@@ -317,6 +319,31 @@ def test_every_method_of_the_continual_config_can_be_traced(continual, monkeypat
     ]
     with pytest.raises(InputError, match="scratch has no phase train"):
         continual.build(continual.Config(method="scratch", source="glyphs"))
+    for field, refused in (
+        ("rate", {"method": "oml"}),
+        ("start", {"method": "oml"}),
+        ("inner_rate", {"method": "pretrained"}),
+        ("inner_rate", {"method": "oml", "phase": "test"}),
+        ("rate", {"method": "nearest_class_mean", "phase": "test"}),
+        ("start", {"method": "scratch", "phase": "test"}),
+    ):
+        with pytest.raises(InputError, match=f"--{field}: the phase .* has none"):
+            continual.build(continual.Config(**refused, **{field: 0.0}))
+
+
+def test_a_rate_of_nothing_is_obeyed(continual, monkeypatch):
+    rates, sgd = [], optax.sgd
+    monkeypatch.setattr(optax, "sgd", lambda rate: rates.append(rate) or sgd(rate))
+    fields = {"source": "glyphs", "filters": 4, "meta_steps": 3}
+    continual.build(continual.Config(inner_rate=0.0, **fields))
+    continual.build(continual.Config(method="scratch", phase="test", rate=0.0, **fields))
+    assert rates == [0.0, 0.0]
+
+
+def test_the_seed_of_the_measured_episodes_is_not_trained_with(continual, intents):
+    for module in (continual, intents):
+        with pytest.raises(InputError, match="--seed 2147483648 draws .*: take another"):
+            module.build(module.Config(seed=2**31))
 
 
 def test_the_params_of_each_seed_of_a_run(tmp_path):

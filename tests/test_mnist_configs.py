@@ -173,6 +173,8 @@ def test_the_baselines():
         ("mnist/baselines.py", {}),
         ("mnist/methods.py", {}),
         ("mnist/permuted.py", {"tasks": 2}),
+        ("mnist/permuted_small.py", {"tasks": 2}),
+        ("mnist/split.py", {}),
         ("modular.py", {"layers": 1, "width": 16, "heads": 2, "batch_size": 2}),
     ],
 )
@@ -182,7 +184,7 @@ def test_every_method_of_a_config_can_be_traced(file, sizes, monkeypatch):
     monkeypatch.setattr(jcl.data, "domains", lambda **_: once())
     module = load_config(CONFIGS.parent / file)
     for method in get_args(get_type_hints(module.Config)["method"]):
-        if file == "mnist/permuted.py":
+        if hasattr(module, "BESIDE"):
             table = module.TABLE.get(method) or module.BESIDE[method]
             sizes = {**sizes, "buffer": min(table)}
         experiment = module.build(module.Config(method=method, **sizes))

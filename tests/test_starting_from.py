@@ -1,5 +1,6 @@
 """What one run leaves to another: params, a memory; and what is computed of a stream once."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -13,6 +14,7 @@ import toy
 from everything import costly
 
 import jcl
+import jcl.run
 from jcl.__main__ import load_config, main
 from jcl.answer import reopen
 
@@ -329,6 +331,45 @@ def test_a_model_starts_from_params_with_a_fresh_head():
         MODEL.apply(params, inputs),
         rtol=1e-6,
     )
+
+
+def test_a_run_holds_the_hash_of_what_each_seed_begins_with(tmp_path, monkeypatch):
+    params = MODEL.init(jax.random.key(5))
+    start = lambda params, **more: jcl.models.starting_from(MODEL, params, **more).start()
+    moved = {**params, "head": jax.tree.map(lambda leaf: leaf + 1, params["head"])}
+    assert start(params) == start(jax.tree.map(np.asarray, params)) != start(moved)
+    assert start(params, fresh="head/*") == start(moved, fresh="head/*")  # which is not used
+    adapted = jcl.models.lora(jcl.models.starting_from(MODEL, params), 2, 4.0, "layer_*")
+    assert adapted.start() == start(params)
+
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        seed: int = 0
+
+    def build(config):
+        part = jcl.data.Arrays({"inputs": np.zeros((8, 4)), "targets": np.zeros(8, np.int32)})
+        model = jcl.models.starting_from(MODEL, [params, moved][config.seed])
+        return jcl.Experiment(
+            name="on", model=model, loss_fn=jcl.losses.classify(model.apply),
+            strategy=optax.sgd(0.1), measure=jcl.losses.accuracy(model.apply), batch_size=8,
+            stream=jcl.data.Stream("one", (jcl.data.Task("one", part, part, "1"),)), steps=1,
+            seed=config.seed,
+        )  # fmt: skip
+
+    held = []
+
+    def opened(path, description, **_):
+        held.append(description)
+        raise jcl.InputError("seen")
+
+    monkeypatch.setattr(jcl.run.folder, "opened", opened)
+    for options, expected in (
+        ({}, [start(params)]),
+        ({"seeds": 2}, [start(params), start(moved)]),
+    ):
+        with pytest.raises(jcl.InputError, match="seen"):
+            jcl.run.run(build, Config(), config_file=TINY, out=tmp_path / "on", **options)
+        assert held[-1]["start"] == expected
 
 
 def test_params_that_do_not_fit_are_named():

@@ -30,6 +30,7 @@ import optax
 import jcl
 
 WAYS, SHOTS, QUERIES = 5, (1, 5), 3
+TEST_SEED = 2**31
 DOMAINS = {"validation": ["home"], "test": ["travel", "meta"]}
 LEARNED = ("lora", "classifier")
 
@@ -47,6 +48,8 @@ class Config:
 
 
 def build(config: Config) -> jcl.Experiment:
+    if config.seed == TEST_SEED:
+        raise jcl.InputError(f"--seed {TEST_SEED} draws the test's episodes: take another.")
     stream, model = texts(config.length), encoder()
     last = [f"layer_{layer}/*" for layer in range(model.config.layers)[-2:]]
     model = jcl.models.lora(model, 8, 16.0, last)
@@ -113,9 +116,8 @@ def episodes(config, stream):
     tasks = []
     for part, number in (("validation", config.tested // 2), ("test", config.tested)):
         for shots in SHOTS:
-            # A seed that no training has.
             own = made(
-                shots, number=number, seed=2**31, classes=getattr(split, part),
+                shots, number=number, seed=TEST_SEED, classes=getattr(split, part),
                 padded_shots=max(SHOTS),
             )  # fmt: skip
             tasks.append(jcl.data.Task(f"{part}/{shots}", train, own, own.hash()))

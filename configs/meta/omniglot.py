@@ -2,18 +2,20 @@
 
 The 242 characters of Omniglot's two small background sets: 182, with their quarter turns (728
 classes), to learn from and 60, as they are, to test on, drawn once for all (`split_classes`, seed
-0). glyphs, which need no data, are divided by font: 16 (681 glyphs) to learn from, 8 (526) to test
-on. The one measure is the accuracy over 1,000 episodes of unseen characters; the first row of the
+0). Of the glyphs, which need no data, the 150 Japanese ones test; the 890 others are learned from.
+The one measure is the accuracy over 1,000 episodes of unseen characters; the first row of the
 matrix is that of no meta-training.
 
 MAML, FOMAML and ANIL have the steps, rates and Adam of Finn et al. 2017, appendix A.1 (dense:
-256-128-64-64, batch normalization), Reptile the released settings of Nichol et al. 2018 with
-transduction, ProtoNet Adam at 0.001 of Snell et al. 2017, section 3.1. Differs from them in: 2,000
-meta-steps and not 60,000 or more; 8 episodes a meta-step (convolutional 4, and 1 at 20 ways), not
-32 (16 at 20 ways; Reptile 10); 32 filters; 5 queries of a class; Reptile's steps are 5, not 3, and
-all see the same 5 shots of a class; ProtoNet is trained on as many ways as it is tested on. All
-predictions are transductive: an episode's queries are normalized together (ProtoNet's with the
-support). What each gives stands in docs/meta.md.
+256-128-64-64, batch normalization), Reptile the inner Adam and the outer rate, falling from 1 to 0,
+of Nichol et al. 2018 with transduction, ProtoNet Adam at 0.001 of Snell et al. 2017, section 3.1.
+Differs from them in: 2,000 meta-steps and not 60,000 or more; 8 episodes a meta-step (convolutional
+4, and 1 at 20 ways), not 32 (16 at 20 ways; Reptile 5); 32 filters; 5 queries of a class; Reptile's
+5 inner steps all see the same 5 shots of a class, not batches of 10 from 10 shots, and in the test
+it adapts by 5 steps on all shots, where the authors' released commands take 50 on batches of 5;
+ProtoNet is trained on as many ways as it is tested on. All predictions are transductive: an
+episode's queries are normalized together (ProtoNet's with the support). What each gives stands in
+docs/meta.md.
 
 Command:  jcl run configs/meta/omniglot.py --method maml --ways 5 --shots 1 --backbone convolutional
 """
@@ -27,6 +29,7 @@ import optax
 import jcl
 
 MEASURED_TOGETHER = 250  # episodes
+TEST_SEED = 2**31
 TASKS = {("dense", 5): 8, ("dense", 20): 2, ("convolutional", 5): 4, ("convolutional", 20): 1}
 
 
@@ -40,12 +43,14 @@ class Config:
     queries: int = 5  # of a class
     tasks: int | None = None  # a meta-step; by default those of TASKS
     meta_steps: int = 2000
-    rate: float = 1e-3
+    rate: float | None = None  # of the outer Adam, by default 0.001; Reptile's falls from 1
     episodes: int = 1000  # to measure on
     seed: int = 0
 
 
 def build(config: Config) -> jcl.Experiment:
+    if config.seed == TEST_SEED:
+        raise jcl.InputError(f"--seed {TEST_SEED} draws the test's episodes: take another.")
     if config.backbone == "dense":
         shape = jcl.models.MLPConfig(
             784, (256, 128, 64, 64), config.ways, scale=1 / 255, normalization="batch"
@@ -56,13 +61,14 @@ def build(config: Config) -> jcl.Experiment:
         model = jcl.models.convolutional(shape)
     over = "map"  # of either network the quicker on a CPU, and an episode's memory at a time
     loss_fn = jcl.losses.classify(model.apply)
-    outer = optax.adam(config.rate)
+    outer = optax.adam(1e-3 if config.rate is None else config.rate)
     if config.method == "prototypes":
         meta_loss = measured = jcl.prototypes(model.features, config.ways, over=over)
     elif config.method == "reptile":
         inner = {"steps": 5, "optimizer": optax.adam(1e-3, b1=0.0), "over": over}
         meta_loss, measured = jcl.reptile(loss_fn, **inner), jcl.maml(loss_fn, **inner)
-        outer = optax.sgd(optax.linear_schedule(1.0, 0.0, config.meta_steps))
+        first = 1.0 if config.rate is None else config.rate
+        outer = optax.sgd(optax.linear_schedule(first, 0.0, config.meta_steps))
     else:
         inner_rate, training, testing = {5: (0.4, 1, 3), 20: (0.1, 5, 5)}[config.ways]
         adapted = functools.partial(
@@ -94,7 +100,10 @@ def build(config: Config) -> jcl.Experiment:
 
 
 def tasks(config):
-    return config.tasks or TASKS[config.backbone, config.ways]
+    number = TASKS[config.backbone, config.ways] if config.tasks is None else config.tasks
+    if number < 1:
+        raise jcl.InputError(f"--tasks {number}: a meta-step takes at least one episode.")
+    return number
 
 
 def drawings(config):
@@ -106,9 +115,9 @@ def drawings(config):
     episodes = functools.partial(jcl.data.Episodes, source, config.ways)
     train = episodes(shots, queries, number=number, seed=config.seed, classes=split.train)
     test = episodes(
-        config.shots, config.queries, number=config.episodes, seed=2**31, classes=split.test
+        config.shots, config.queries, number=config.episodes, seed=TEST_SEED, classes=split.test
     )
-    name = f"{config.ways} ways, {config.shots} shots"
+    name = f"{config.ways} ways, {config.shots} shot{'s' * (config.shots > 1)}"
     task = jcl.data.Task(name, train, test, test.hash())
     return jcl.data.Stream(config.source, (task,), stages=(train,))
 
@@ -118,7 +127,7 @@ def characters(name):
     """The drawings, and which classes are for training and which for the test."""
     if name == "glyphs":
         source = jcl.data.glyphs()
-        return source, jcl.data.split_classes(source.alphabets, test=8)
+        return source, jcl.data.split_classes(source.alphabets, test=["japanese"])
     drawn = jcl.data.omniglot()
     turned = jcl.data.quarter_turns(drawn)
     split = jcl.data.split_classes(turned.names, test=60)

@@ -24,25 +24,31 @@ import jcl
 
 SHOTS, STEPS = (5, 10, 20), (1, 5, 10)
 LARGEST = 100.0  # squared error: 5 in place of -5
+TEST_SEED = 2**31
 
 
 @dataclass(frozen=True)
 class Config:
     method: Literal["maml", "fomaml", "anil", "meta_sgd", "reptile", "joint"] = "maml"
     meta_steps: int = 70_000
-    inner_steps: int = 1
+    inner_steps: int | None = None  # by default 1, of reptile 5; joint has none
     inner_rate: float = 0.01
-    rate: float = 1e-3
+    rate: float | None = None  # of the outer Adam, by default 0.001; Reptile's falls from 1
     sines: int = 25  # a meta-step
     shots: int = 10
     seed: int = 0
 
 
 def build(config: Config) -> jcl.Experiment:
+    if config.seed == TEST_SEED:
+        raise jcl.InputError(f"--seed {TEST_SEED} draws the test's sines: take another.")
+    if config.method == "joint" and config.inner_steps is not None:
+        raise jcl.InputError("--inner_steps: joint is trained without any, leave it out.")
+    rate, steps = config.rate, config.inner_steps
     model = jcl.models.mlp(jcl.models.MLPConfig(inputs=1, hidden=(40, 40), classes=1))
     loss_fn = jcl.losses.squared_error(model.apply)
     inner = {"optimizer": optax.sgd(config.inner_rate)}
-    outer = optax.adam(config.rate)
+    outer = optax.adam(1e-3 if rate is None else rate)
     if config.method == "meta_sgd":
         model = jcl.meta.learned_rates(model, config.inner_rate)
         inner = {"optimizer": optax.sgd(1.0), "rates": "rates"}
@@ -50,12 +56,14 @@ def build(config: Config) -> jcl.Experiment:
         inner["where"] = "head/*"
     if config.method == "reptile":
         # Its inner steps are more than one, since one is no more than joint training.
-        meta_loss = jcl.reptile(loss_fn, steps=5, **inner)
-        outer = optax.sgd(optax.linear_schedule(1.0, 0.0, config.meta_steps))
+        meta_loss = jcl.reptile(loss_fn, steps=5 if steps is None else steps, **inner)
+        first = 1.0 if rate is None else rate
+        outer = optax.sgd(optax.linear_schedule(first, 0.0, config.meta_steps))
     else:
+        usual = 0 if config.method == "joint" else 1
         meta_loss = jcl.maml(
             loss_fn,
-            steps=0 if config.method == "joint" else config.inner_steps,
+            steps=usual if steps is None else steps,
             first_order=config.method == "fomaml",
             **inner,
         )
@@ -82,8 +90,7 @@ def sines(config):
     train = jcl.data.sinusoids(number, config.shots, config.shots, seed=config.seed)
     tasks = []
     for shots in SHOTS:
-        # A seed that no training has.
-        test = jcl.data.sinusoids(600, shots, 100, seed=2**31, padded_shots=max(SHOTS))
+        test = jcl.data.sinusoids(600, shots, 100, seed=TEST_SEED, padded_shots=max(SHOTS))
         for steps in STEPS:
             own = jcl.data.Arrays(test.arrays(), constants={"steps": np.int32(steps)})
             tasks.append(jcl.data.Task(f"{shots}/{steps}", train, own, own.hash()))

@@ -68,6 +68,8 @@ class Drawn(abc.ABC):
     def take(self, indices: np.ndarray) -> Batch:
         """Draws the examples `indices`, batch axis first, in the order asked for."""
         indices = np.asarray(indices)
+        if indices.size and not np.issubdtype(indices.dtype, np.integer):
+            raise IndexError(f"example {indices.flat[0]!r} of {self._number}: give whole numbers")
         for index in indices[(indices < 0) | (indices >= self._number)][:1]:
             raise IndexError(f"example {index} of {self._number}")
         return self._draw(indices)

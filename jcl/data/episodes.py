@@ -1,7 +1,7 @@
 """Few-shot episodes of a labelled source, and classes divided for meta-learning."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -73,7 +73,7 @@ class Episodes(Drawn):
         self._shots = checks.whole("Episodes", "shots", shots)
         self._queries = checks.whole("Episodes", "queries", queries)
         self._slots, self._mask = slots("Episodes", self._shots, padded_shots)
-        self._leaves = gather(source, np.arange(len(source)))
+        self._leaves = _examples(source)
         targets = class_numbers(self._leaves)
         self._classes = _classes(classes, targets, self._ways)
         order = np.argsort(targets, kind="stable")
@@ -167,6 +167,10 @@ def split_classes(
     if isinstance(groups, int | np.integer):
         of = np.arange(checks.whole("split_classes", "groups", groups))
         names = [str(each) for each in of]
+    elif isinstance(groups, str):
+        raise InputError(
+            f"split_classes({groups!r}): a number of classes, or a list of the group of each"
+        )
     else:
         names = list(dict.fromkeys(groups))
         of = np.array([names.index(name) for name in groups], int)
@@ -272,6 +276,22 @@ def class_numbers(leaves: Batch) -> np.ndarray:
                 'episode renumbers them: use the scenario "class"'
             )
     return targets
+
+
+def _examples(source: Any) -> Batch:
+    """All examples of a source.
+
+    Raises:
+        InputError: it is none.
+    """
+    some = hasattr(source, "__len__") and len(source) and not isinstance(source, Mapping)
+    first = source[0] if some else None
+    if not isinstance(first, Mapping) or not all(hasattr(leaf, "dtype") for leaf in first.values()):
+        raise InputError(
+            f"Episodes: this {type(source).__name__} is no source of examples, each a dict of "
+            'arrays: give one, such as jcl.data.Arrays({"inputs": ..., "targets": ...})'
+        )
+    return gather(source, np.arange(len(source)))
 
 
 def _classes(classes: Any, targets: np.ndarray, ways: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def class_sequence(
         learned: examples of a class to learn.
 
     Raises:
-        InputError: a class of too few examples.
+        InputError: a class of too few examples, or one that is given twice.
 
     >>> import numpy as np
     >>> from jcl.data import Arrays, class_sequence
@@ -133,6 +133,8 @@ def class_sequence(
     learned = checks.whole("class_sequence", "learned", learned)
     leaves = gather(source, np.arange(len(source)))
     labels = class_numbers(leaves)
+    if len(np.unique(classes)) < len(classes):
+        raise InputError(f"class_sequence(classes={classes!r}): name every class once")
     rows = [np.flatnonzero(labels == label) for label in classes]
     for label, own in zip(classes, rows, strict=True):
         if len(own) <= learned:

@@ -1,5 +1,6 @@
 """The inner loop: from the params that all tasks share to those of one task."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl import core, paths
+from jcl import checks, core, paths
 from jcl.errors import InputError
+from jcl.meta.episodes import without_batch_statistics
 
 
 def adaptation(
@@ -34,7 +36,7 @@ def adaptation(
         rates: the entry of the params that holds a rate for every number, as
             `jcl.meta.learned_rates` adds it; the loss and the result are without it.
         one_by_one: every step is on one example of the support, in their order, the first again
-            after the last; else it is on all of them.
+            after the last; else it is on all of them. One whose mask is 0 is left out.
         first_order: the inner gradients count as constants.
         remat: a step's activations are computed again where they are needed, so that with the
             number of steps only the adapted params and the optimizer's state grow.
@@ -42,13 +44,19 @@ def adaptation(
     `steps` is a whole number or, where nothing is differentiated, an array: then it is data.
 
     Raises:
-        InputError: no optax optimizer; at the call, a pattern that matches nothing, or no rates.
+        InputError: an argument that makes no sense; at the call, a pattern that matches nothing, no
+            rates, or a padded support for a model that normalizes over the batch.
     """
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise InputError(
-            f"{optimizer!r} is no optax transformation: give the inner steps an optimizer such as "
-            "optax.sgd(0.01)."
-        )
+    check_inner_loop(
+        "adaptation",
+        loss_fn,
+        optimizer,
+        where,
+        rates,
+        one_by_one=one_by_one,
+        first_order=first_order,
+        remat=remat,
+    )
     patterns = paths.as_patterns(where)
 
     def adapt(params: Any, support: Any, key: jax.Array | None, steps: Any) -> Any:
@@ -62,20 +70,26 @@ def adaptation(
             params, scale = {**params}, core.chosen_of(params[rates], patterns)
             del params[rates]
         core.check_patterns("the inner loop", patterns, params)
-        length = support["targets"].shape[0]
+        order, length = None, support["targets"].shape[0]
+        if one_by_one and "mask" in support:
+            real = (support["mask"] > 0).reshape(length, -1).any(axis=1)
+            order, length = jnp.argsort(~real, stable=True), jnp.maximum(real.sum(), 1)
 
         def step(index: Any, carry: Any) -> Any:
             chosen, moments = carry
             batch = support
             if one_by_one:
-                at = index % length
+                at = index % length if order is None else order[index % length]
                 batch = jax.tree.map(
                     lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, at, 1), support
                 )
             own = None if key is None else jax.random.fold_in(key, index)
-            gradient = jax.grad(lambda chosen: loss_fn(core.merge(params, chosen), batch, own)[0])(
-                chosen
-            )
+
+            def loss(chosen):
+                return loss_fn(core.merge(params, chosen), batch, own)[0]
+
+            with contextlib.nullcontext() if one_by_one else without_batch_statistics(support):
+                gradient = jax.grad(loss)(chosen)
             if first_order:
                 gradient = jax.lax.stop_gradient(gradient)
             updates, moments = optimizer.update(gradient, moments, chosen)
@@ -101,3 +115,38 @@ def adaptation(
         return core.merge(params, chosen)
 
     return adapt
+
+
+def check_inner_loop(
+    call: str,
+    loss_fn: Any,
+    optimizer: Any,
+    where: Any = "*",
+    rates: Any = None,
+    **flags: Any,
+) -> None:
+    """Refuses what `adaptation` cannot work with.
+
+    Args:
+        call: what an error calls the function that was given it.
+        loss_fn: as in `adaptation`, and the others too.
+        flags: what is to be True or False, by name.
+
+    Raises:
+        InputError: one of them.
+    """
+    checks.function(call, "loss_fn", loss_fn, "jcl.losses.classify(model.apply)")
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise InputError(
+            f"{call}(optimizer={optimizer!r}): that is no optax transformation; give the inner "
+            "steps an optimizer such as optax.sgd(0.01)."
+        )
+    several = isinstance(where, Sequence) and len(where) > 0
+    if not several or not all(isinstance(pattern, str) for pattern in where):
+        raise InputError(
+            f'{call}(where={where!r}): one or several patterns of paths, such as "head/*".'
+        )
+    if not isinstance(rates, str | None):
+        raise InputError(f'{call}(rates={rates!r}): an entry of the params, such as "rates".')
+    for field, value in flags.items():
+        checks.flag(call, field, value)

@@ -9,7 +9,7 @@ import optax
 
 from jcl import checks
 from jcl.core import split
-from jcl.meta.adaptation import adaptation
+from jcl.meta.adaptation import adaptation, check_inner_loop
 from jcl.meta.episodes import divided, over_episodes
 
 
@@ -49,6 +49,7 @@ def implicit_maml(
     ...     loss_fn, steps=20, optimizer=optax.sgd(0.1), strength=2.0
     ... )
     """
+    check_inner_loop("implicit_maml", loss_fn, optimizer)
     steps = checks.whole("implicit_maml", "steps", steps)
     iterations = checks.whole("implicit_maml", "iterations", iterations)
     checks.number("implicit_maml", "strength", strength, "(0, inf)")

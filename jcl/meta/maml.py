@@ -10,7 +10,7 @@ import optax
 from jcl import checks
 from jcl.core import split
 from jcl.errors import InputError
-from jcl.meta.adaptation import adaptation
+from jcl.meta.adaptation import adaptation, check_inner_loop
 from jcl.meta.episodes import divided, over_episodes
 from jcl.models import wrapping
 from jcl.models.model import Model
@@ -58,16 +58,18 @@ def maml(
         remat: the activations of inner steps are computed again in the backward pass.
         over: "vmap" computes the episodes together, "map" one after the other, which on a CPU is
             the faster for a model with convolutions (`jcl.models.convolutional` has matmuls of
-            patches in their place and is faster by vmap).
+            patches in their place and is faster by vmap). Where a run splits the batch over
+            devices, each takes its own episodes, together or one after the other.
 
     The batch holds episodes: inputs [episodes, queries, ...], targets [episodes, queries, ...],
     support_inputs [episodes, examples, ...], support_targets [episodes, examples, ...], and more
-    of either kind, such as attention_mask and support_attention_mask. aux holds the queries'
-    logits and a loss for every episode.
+    of either kind, such as attention_mask and support_attention_mask. Of a padded support only the
+    examples with a support_mask of 1 count, and a model that normalizes over the batch cannot have
+    one. aux holds the queries' logits and a loss for every episode.
 
     Raises:
         InputError: an argument that makes no sense; at the first call, a pattern that matches no
-            path, or a batch without support.
+            path, a batch without support, or a padded one that the model cannot have.
 
     >>> import jcl, optax
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8,), classes=3))
@@ -75,20 +77,14 @@ def maml(
     >>> meta_loss = jcl.maml(loss_fn, steps=5, optimizer=optax.sgd(0.1))
     >>> learner = jcl.learner(meta_loss, optax.adam(1e-3))
     """
-    for field, value in (("one_by_one", one_by_one), ("first_order", first_order)):
-        checks.flag("maml", field, value)
+    flags = {"one_by_one": one_by_one, "first_order": first_order, "remat": remat}
+    check_inner_loop("maml", loss_fn, optimizer, where, rates, **flags)
     checks.one_of("maml", "over", over, ("vmap", "map"))
+    if start is not None:
+        checks.function("maml", "start", start, "jcl.meta.fresh_classes()")
     if steps is not None:
         steps = checks.whole("maml", "steps", steps, least=0)
-    adapt = adaptation(
-        loss_fn,
-        optimizer,
-        where=where,
-        rates=rates,
-        one_by_one=one_by_one,
-        first_order=first_order,
-        remat=remat,
-    )
+    adapt = adaptation(loss_fn, optimizer, where=where, rates=rates, **flags)
 
     def meta_loss(params, batch, key):
         if steps is None and "steps" not in batch:

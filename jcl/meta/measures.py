@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
+from jcl.errors import InputError
 from jcl.losses import Measure
+from jcl.meta.episodes import over_episodes
 
 
 def accuracy(meta_loss: Callable[..., Any]) -> Measure:
@@ -57,14 +59,20 @@ def deviation(measure: Measure) -> Callable[..., Any]:
 
     Args:
         measure: of episodes, such as `accuracy`.
+
+    Raises:
+        InputError: at the call, there is one episode, which has no deviation.
     """
 
     def probe(params, batch):
-        def one(episode):
+        if jax.tree.leaves(batch)[0].shape[0] < 2:
+            raise InputError("deviation: one episode has none; measure on at least 2 episodes.")
+
+        def one(episode, key):
             total, count = measure.function(params, jax.tree.map(lambda leaf: leaf[None], episode))
             return total / count
 
-        return jnp.std(jax.lax.map(one, batch), ddof=1)
+        return jnp.std(over_episodes(one, batch, None, "map"), ddof=1)
 
     return probe
 

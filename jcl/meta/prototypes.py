@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jcl import checks
 from jcl.losses import classify, outputs
-from jcl.meta.episodes import divided, over_episodes
+from jcl.meta.episodes import divided, over_episodes, without_batch_statistics
 
 
 def prototypes(
@@ -54,7 +54,9 @@ def prototypes(
                 for name in ("inputs", "attention_mask")
                 if name in support
             }
-            known, asked = jnp.split(outputs(features, params, both, key), [member.shape[0]])
+            with without_batch_statistics(support):
+                hidden = outputs(features, params, both, key)
+            known, asked = jnp.split(hidden, [member.shape[0]])
             means = member.T @ known / jnp.maximum(count, 1.0)[:, None]
             distance = jnp.sum((asked[:, None] - means) ** 2, axis=-1)
             logits = jnp.where(count > 0, -distance, -1e9)

@@ -9,7 +9,7 @@ import optax
 
 from jcl import checks
 from jcl.core import split
-from jcl.meta.adaptation import adaptation
+from jcl.meta.adaptation import adaptation, check_inner_loop
 from jcl.meta.episodes import divided, over_episodes
 
 
@@ -49,6 +49,7 @@ def reptile(
     >>> meta_loss = jcl.reptile(loss_fn, steps=8, optimizer=optax.adam(1e-3))
     >>> learner = jcl.learner(meta_loss, optax.sgd(0.1))
     """
+    check_inner_loop("reptile", loss_fn, optimizer, where, one_by_one=one_by_one)
     steps = checks.whole("reptile", "steps", steps)
     checks.one_of("reptile", "over", over, ("vmap", "map"))
     adapt = adaptation(loss_fn, optimizer, where=where, one_by_one=one_by_one)

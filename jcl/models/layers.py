@@ -50,6 +50,12 @@ class BatchNorm(nn.Module):
         return over_rows(x, scale, bias)
 
 
+def normalizes_over_batch(module: nn.Module) -> bool:
+    """Whether what the module makes of an example depends on the others of the batch."""
+    named = getattr(module, "normalization", None) == "batch"
+    return named or isinstance(module, BatchNorm | nn.BatchNorm)
+
+
 def over_rows(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """[..., rows, width], each column with mean bias and deviation scale over the rows."""
     centred = x - x.mean(axis=-2, keepdims=True)

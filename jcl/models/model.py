@@ -29,6 +29,8 @@ class Model(NamedTuple):
             that follows the inputs [batch, vocab], and the cache with the inputs in it; None where
             the model has none.
         cache: (params, batch, length) -> an empty one for so many tokens of so many texts.
+        start: () -> SHA-256 (hex) of the params that `jcl.models.starting_from` was given; a run
+            that goes on compares it.
     """
 
     init: Callable[[jax.Array], Any]
@@ -39,6 +41,7 @@ class Model(NamedTuple):
     lora_alpha: float | None = None
     decode: Callable[..., tuple[jax.Array, Any]] | None = None
     cache: Callable[[Any, int, int], Any] | None = None
+    start: Callable[[], str] | None = None
 
 
 def classifier(module: nn.Module, config: Any, shape: tuple[int, ...]) -> Model:

@@ -1,9 +1,12 @@
 """A model that begins with weights at hand."""
 
+import functools
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jcl.errors import InputError
 from jcl.models import wrapping
@@ -17,7 +20,8 @@ def starting_from(model: Model, params: Any, *, fresh: str | Sequence[str] = ())
 
     So a run begins with a checkpoint, and each seed with a head of its own:
     `starting_from(*from_pretrained(folder, head="classes", key=key), fresh="classifier/*")`.
-    Wrap it afterwards (`lora`, `adapters`), so that what a wrapper adds is made by its own init.
+    Wrap it afterwards (`lora`, `adapters`), so that what a wrapper adds is made by its own init. A
+    run that goes on is refused where the params are no longer those that it began with.
 
     Args:
         model: any model.
@@ -61,4 +65,13 @@ def starting_from(model: Model, params: Any, *, fresh: str | Sequence[str] = ())
 
         return jax.tree_util.tree_map_with_path(choose, model.init(key))
 
-    return model._replace(init=init)
+    @functools.cache
+    def start():
+        digest = hashlib.sha256()
+        for name in sorted(wanted.keys() - drawn):
+            leaf = given[name]
+            digest.update(f"{name} {leaf.dtype}{list(leaf.shape)}".encode())
+            digest.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+        return digest.hexdigest()
+
+    return model._replace(init=init, start=start)
