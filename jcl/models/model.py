@@ -29,6 +29,7 @@ class Model(NamedTuple):
             that follows the inputs [batch, vocab], and the cache with the inputs in it; None where
             the model has none.
         cache: (params, batch, length) -> an empty one for so many tokens of so many texts.
+        source: the folder, or name on the hub, that `from_pretrained` read it from.
     """
 
     init: Callable[[jax.Array], Any]
@@ -39,6 +40,7 @@ class Model(NamedTuple):
     lora_alpha: float | None = None
     decode: Callable[..., tuple[jax.Array, Any]] | None = None
     cache: Callable[[Any, int, int], Any] | None = None
+    source: str | None = None
 
 
 def classifier(module: nn.Module, config: Any, shape: tuple[int, ...]) -> Model:
