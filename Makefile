@@ -25,8 +25,10 @@ check: .venv/test
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# The tests that compare with PyTorch.
+PARITY := $(patsubst %,tests/test_%.py,bert generate gpt2 hf llama meta_benchmark)
 parity: .venv/parity
-	$(BIN)/python -m pytest tests/test_gpt2.py
+	$(BIN)/python -m pytest $(PARITY)
 
 claims: .venv/demo
 	$(BIN)/python benchmarks/quickstart.py

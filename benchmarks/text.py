@@ -22,6 +22,7 @@ import resumable
 RUNS = reproduce.ROOT / "runs" / "text"
 PAGE = reproduce.ROOT / "docs" / "text.md"
 HEAD = "| method | accuracy | forgetting | stored | wall time | peak memory | on | commit |"
+WROTE = "Rows ran on what their column `on` says; the page itself was written on: "
 FEW = ("naive", "joint", "replay, 10", "best")
 ALL = (
     "naive", "joint", "replay, 2", "replay, 10", "ewc", "lwf", "derpp", "agem", "lora", "olora",
@@ -75,7 +76,7 @@ def command(stream, row):
 
 
 def stored(stream, row):
-    """Examples in the memory at the end."""
+    """Examples in the memory when it is full."""
     method, _, examples = row.partition(", ")
     return stream.intents * int(examples or 10) if method in STORING else 0
 
@@ -146,19 +147,20 @@ def write_page():
         "# Texts, with a pretrained encoder",
         "",
         "Average accuracy after the last task and average forgetting, in percent: means and 95 % "
-        "intervals over seeds (their number in brackets). Stored: examples in the memory at the "
-        "end. Wall time is that of all seeds together, which run in one program, and peak memory "
-        "the largest resident set of that program, where it was measured; what a frozen encoder "
-        "makes of the texts is computed before, and its time is not in it. `on`: the device; rows "
-        "of a GPU were run several at a time beside each other on one, so that their times are no "
-        "measure of the method's cost. `joint` trains once on all tasks and so has no "
-        "forgetting.",
+        "intervals over seeds (their number in brackets). Stored: the examples that the memory "
+        "holds when full, computed from the row's settings (examples an intent times intents) and "
+        "not counted in the run. Wall time is that of all seeds together, which run in one "
+        "program, and peak memory the largest resident set of that program, where it was measured; "
+        "what a frozen encoder makes of the texts is computed before, and its time is not in it. "
+        "`on`: the device; rows of a GPU were run several at a time beside each other on one, so "
+        "that their times are no measure of the method's cost. `joint` trains once on all tasks "
+        "and so has no forgetting.",
         "",
         "Written by `make text`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "
         "before. The next line tells where and when the page was last written from run folders.",
         "",
-        where,
+        where if where == resumable.NEVER else WROTE + where.removeprefix(WROTE),
     ]
     counts = {}
     for name, stream in STREAMS.items():
@@ -167,8 +169,9 @@ def write_page():
         settings = " ".join((f"configs/{stream.config}.py", *stream.settings))
         lines += [
             "", f"## {stream.title}", "",
-            f"`make text STREAMS={name}`: `jcl run {settings}`, {stream.seeds} seed(s) asked for; "
-            f"{counts[name][0]} of {counts[name][1]} run.",
+            f"`make text STREAMS={name}`: a row is `jcl run {settings} --method METHOD --seeds "
+            f"{stream.seeds}`, METHOD the row's first word, and `--examples N` where it has N a "
+            f"class; {counts[name][0]} of {counts[name][1]} run.",
             "", HEAD, "|---" * 8 + "|",
         ]  # fmt: skip
         for row, found in rows.items():

@@ -133,6 +133,7 @@ def build(config: Config) -> jcl.Experiment:
         boundary_batches=8 if config.method == "ewc" else 1,
         evaluation_batch_size=150,
         log_every=20,
+        tokenizer=tokenizer(),
     )
 
 
@@ -143,15 +144,20 @@ def folder() -> Path:
 
 
 @functools.cache
+def tokenizer():
+    return jcl.models.tokenizer(folder())
+
+
+@functools.cache
 def texts(scenario):
-    return jcl.data.clinc150(tokenizer=jcl.models.tokenizer(folder()), scenario=scenario)
+    return jcl.data.clinc150(tokenizer=tokenizer(), scenario=scenario)
 
 
 @functools.cache
 def encoder(backbone, classes):
     shape = {"head": "classes", "classes": classes, "pooling": "mean", "dropout": 0.0}
     if backbone == "small":
-        words = len(jcl.models.tokenizer(folder()))
+        words = len(tokenizer())
         return jcl.models.bert(jcl.models.BertConfig(words, 128, 128, 2, 4, 512, **shape))
     model, params = jcl.models.from_pretrained(folder(), key=jax.random.key(0), **shape)
     return jcl.models.starting_from(model, params, fresh="classifier/*")

@@ -1,4 +1,4 @@
-"""The command line: jcl run, jcl plan, jcl generate, jcl report, jcl memory, jcl list."""
+"""The command line: jcl run, plan, generate, report, memory, export, list."""
 
 import ast
 import dataclasses
@@ -10,7 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import tyro
@@ -31,6 +31,7 @@ USAGE = """jcl: continual and online learning for language models
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...]                                                  runs side by side
   jcl memory RUN FILE.npz [--seed N] [--part STATE/PATH]   a run's memory, for another run
+  jcl export RUN FOLDER [--lora merged|adapter] [--seed N]     a run's model, for Hugging Face
   jcl list [FOLDER]                                                         what there is to use
 
 jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen.
@@ -129,6 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
         "generate": _generate,
         "report": _report,
         "memory": _memory,
+        "export": _export,
         "list": _list,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -395,6 +397,36 @@ def _memory(arguments: list[str]) -> None:
         vocabulary=known.get("vocabulary"),
     )
     told = f"{options.file}: {part} of seed {seed}, {arrays['seen']} examples offered"
+    _console().print(told, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """Writes the model of a run, at its newest checkpoint, as a folder that Hugging Face loads.
+
+    Attributes:
+        run: the run folder.
+        folder: what is written; it must hold no model yet.
+        lora: adds LoRA's adapters to the kernels, or writes them alone, for PEFT.
+        seed: which of the run's seeds; by default the first.
+        config: the run's config file, if it was moved or does not lie in ./configs.
+    """
+
+    run: tyro.conf.Positional[Path]
+    folder: tyro.conf.Positional[Path]
+    lora: Literal["merged", "adapter"] = "merged"
+    seed: int | None = None
+    config: Path | None = None
+
+
+def _export(arguments: list[str]) -> None:
+    options = tyro.cli(ExportOptions, args=arguments, prog="jcl export")
+
+    from jcl.answer import export, reopen
+
+    reopened = reopen(options.run, load_config, options.config, options.seed)
+    told = export(reopened, options.folder, lora=options.lora)
+    told = f"{options.folder}: {options.run} {reopened.where}, {told}"
     _console().print(told, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What a run has learned, asked: from its folder and prompts to texts."""
+"""What a run has learned, asked: from its folder and prompts to texts, or to Hugging Face."""
 
 import dataclasses
 import typing
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 
 from jcl import checkpoint, folder, memory, strict
@@ -16,7 +17,7 @@ from jcl.core import lift
 from jcl.errors import InputError
 from jcl.experiment import Experiment, check, stage_name
 from jcl.learner import LearnerState, learner
-from jcl.models import generate
+from jcl.models import generate, save_pretrained
 from jcl.program import first_state
 
 
@@ -25,7 +26,7 @@ class Reopened(NamedTuple):
 
     Attributes:
         experiment: of its first seed.
-        state: of that seed.
+        state: of the seed asked for.
         task: the number of the stage that it learned last.
         where: what to call this point of the run.
     """
@@ -37,7 +38,10 @@ class Reopened(NamedTuple):
 
 
 def reopen(
-    run: Path, load: Callable[[Path], ModuleType], config_file: Path | None = None
+    run: Path,
+    load: Callable[[Path], ModuleType],
+    config_file: Path | None = None,
+    seed: int | None = None,
 ) -> Reopened:
     """The experiment and the newest intact state of a run folder.
 
@@ -49,26 +53,29 @@ def reopen(
         run: the folder.
         load: executes a config file.
         config_file: where it is, if it lies elsewhere, or no longer where the run found it.
+        seed: which of the run's seeds; by default the first.
 
     Raises:
         InputError: the folder is no run's or holds no checkpoint, or the config file is not found,
             is another than the run's, does not make its config, or was not given and does not lie
-            in `configs`.
+            in `configs`; the run has no such seed.
     """
     if not (run / "config.json").is_file():
         raise InputError(f"{run} is no run folder: there is no config.json in it.")
     description = folder.read_config(run / "config.json")
     folder.check_no_grid(run, description)
+    seeds = description["seeds"]
+    which = _place(run, seeds, seeds[0] if seed is None else seed)
     module = load(_config_file(run, description, config_file))
     experiment = module.build(_config(run, module.Config, description.get("config", {})))
     functions = learner(
         experiment.loss_fn, experiment.strategy, measure=experiment.measure.function
     )
-    batch, seeds = check(experiment), len(description["seeds"])
+    batch = check(experiment)
     with memory.shapes_alone():
         shapes = jax.eval_shape(lambda: first_state(experiment, functions, batch))
-    if seeds > 1:
-        own = jax.tree.map(lambda leaf: leaf.update(shape=(seeds, *leaf.shape)), shapes[:3])
+    if len(seeds) > 1:
+        own = jax.tree.map(lambda leaf: leaf.update(shape=(len(seeds), *leaf.shape)), shapes[:3])
         shapes = LearnerState(*own, *shapes[3:])
     place = SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: leaf.update(sharding=place), shapes)
@@ -76,8 +83,8 @@ def reopen(
     if restored is None:
         raise InputError(f"{run} holds no checkpoint yet: start the run, or wait for it.")
     state, position = restored
-    if seeds > 1:
-        state = LearnerState(*jax.tree.map(lambda leaf: leaf[0], state[:3]), *state[3:])
+    if len(seeds) > 1:
+        state = LearnerState(*jax.tree.map(lambda leaf: leaf[which], state[:3]), *state[3:])
     try:
         strict.fits(position, {"stage": int, "step": int})
         stage, step = position["stage"], position["step"]
@@ -91,11 +98,11 @@ def reopen(
     task = max(0, stage - (step == 0))
     where = f"after {step} steps of" if step else "after"
     where = f"{where} {stage_name(experiment, task)}" if stage or step else "before its first step"
-    return Reopened(experiment, state, task, f"{where}, seed {description['seeds'][0]}")
+    return Reopened(experiment, state, task, f"{where}, seed {seeds[which]}")
 
 
-def learned_params(run: str | Path, seed: int) -> dict[str, jax.Array]:
-    """The params that one seed of a finished run ended with, by their paths.
+def learned_params(run: str | Path, seed: int) -> dict[str, Any]:
+    """The params that one seed of a finished run ended with.
 
     For another run that begins with them: `jcl.models.starting_from(model, learned_params(...))`.
 
@@ -111,16 +118,21 @@ def learned_params(run: str | Path, seed: int) -> dict[str, jax.Array]:
     description = folder.read_config(run / "config.json")
     folder.check_no_grid(run, description)
     seeds = description["seeds"]
-    if seed not in seeds:
-        raise InputError(f"{run} has the seeds {seeds}, and not {seed}: run it for that seed too.")
+    which = _place(run, seeds, seed)
     found = {
         path.removeprefix("params/"): leaf
         for path, leaf in checkpoint.read(run / "checkpoints").items()
         if path.startswith("params/")
     }
-    if len(seeds) == 1:
-        return found
-    return {path: leaf[seeds.index(seed)] for path, leaf in found.items()}
+    if len(seeds) > 1:
+        found = {path: leaf[which] for path, leaf in found.items()}
+    return traverse_util.unflatten_dict(found, sep="/")
+
+
+def _place(run: Path, seeds: list[int], seed: int) -> int:
+    if seed not in seeds:
+        raise InputError(f"{run} has the seeds {seeds}, and not {seed}: run it for that seed too.")
+    return seeds.index(seed)
 
 
 def answer(
@@ -155,14 +167,9 @@ def answer(
     for row, each in enumerate(ids):
         inputs[row, longest - len(each) :] = each
         mask[row, longest - len(each) :] = 1
-    strategy = lift(experiment.strategy)
-    batch: dict[str, Any] = {"inputs": inputs}
-    if "task" in strategy.needs:
-        batch["task"] = np.full(len(ids), reopened.task, np.int32)
-    params, _ = strategy.view(reopened.state.strategy, reopened.state.params, batch)
     found = generate(
         experiment.model,
-        params,
+        _seen(reopened, inputs),
         inputs,
         steps=steps,
         key=jax.random.key(seed),
@@ -176,6 +183,61 @@ def answer(
     for each, tokens, length in zip(ids, *map(np.asarray, found), strict=True):
         texts.append(_text(tokenizer, np.concatenate([each, tokens[:length]])))
     return texts
+
+
+def export(reopened: Reopened, folder: Path, *, lora: str | None = "merged") -> str:
+    """Writes the run's model as a checkpoint that Hugging Face loads, with the experiment's
+    tokenizer where that is transformers' own, and the names of the classes.
+
+    Its params are those that the strategy shows in an evaluation of the task learned last.
+
+    Args:
+        reopened: the run.
+        folder: made if it is not there.
+        lora: what becomes of the adapters, where the model has some, as in `save_pretrained`.
+
+    Returns:
+        What is to be told of the tokenizer.
+
+    Raises:
+        InputError, SaveError: from `jcl.models.save_pretrained`.
+    """
+    experiment, model = reopened.experiment, reopened.experiment.model
+    params = _seen(reopened, np.zeros((1, 1), np.int32))
+    given = experiment.tokenizer
+    tokenizer = getattr(given, "tokenizer", given)  # transformers' own, within ours
+    if not hasattr(tokenizer, "save_pretrained"):
+        tokenizer = None
+    if "lora" not in params and lora != "adapter":
+        lora = None
+    labels = getattr(experiment.stream, "labels", ())
+    named = len(labels) == getattr(model.config, "classes", None) and lora != "adapter"
+    save_pretrained(
+        folder,
+        model,
+        params,
+        tokenizer=tokenizer,
+        lora=lora,
+        settings={"id2label": dict(enumerate(labels))} if named else None,
+    )
+    if tokenizer is not None:
+        return "with its tokenizer"
+    if given is not None:
+        return f"without a tokenizer: a {type(given).__name__} is none of Hugging Face's"
+    return (
+        "without a tokenizer, since the experiment has none: give it in the config, "
+        "jcl.Experiment(tokenizer=...), or save the one that the texts were read with by its own "
+        "save_pretrained"
+    )
+
+
+def _seen(reopened: Reopened, inputs: np.ndarray) -> Any:
+    """The params as the strategy shows them in an evaluation of the task learned last."""
+    strategy = lift(reopened.experiment.strategy)
+    batch: dict[str, Any] = {"inputs": inputs}
+    if "task" in strategy.needs:
+        batch["task"] = np.full(len(inputs), reopened.task, np.int32)
+    return strategy.view(reopened.state.strategy, reopened.state.params, batch)[0]
 
 
 def _config_file(run: Path, description: dict[str, Any], given: Path | None) -> Path:

@@ -47,7 +47,8 @@ class Experiment:
             that handing over a batch costs as much as the step. The sources need `arrays()`.
         probes: {name: (params, batch) -> scalar}, such as those of `jcl.probes`; taken with every
             row of the matrix on each task's first test batch, and written to metrics.jsonl.
-        tokenizer: of the texts, for `jcl generate`: from `jcl.data` or transformers' own.
+        tokenizer: of the texts, for `jcl generate` and `jcl export`: from `jcl.data` or
+            transformers' own.
     """
 
     name: str

@@ -3,7 +3,8 @@
 A loss is (params, batch, key) -> (scalar, aux) with aux = {"logits", "losses"}; losses hold one
 number per example. Without targets in the batch (predict) the scalar is 0 and aux has only the
 logits. The logits are returned lazily: XLA drops them where no strategy reads them. Where the batch
-holds an attention_mask [batch, length] (1 where a token counts, 0 at padding), apply gets it.
+holds an attention_mask [batch, length] (1 where a token counts, 0 at padding) or token_types
+[batch, length] (of a pair of texts, which of them a token is of), apply gets them.
 
 A target whose mask is 0 may be any number, such as Hugging Face's -100. One that counts must lie
 from 0 to the number of logits less one: no compiled function can refuse another (`jcl run` looks at
@@ -26,6 +27,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jcl import checks
 from jcl.errors import InputError
+
+# What a batch may say of its tokens beside their ids, as arguments of apply.
+OF_TOKENS = ("attention_mask", "token_types")
 
 # The logit of what may not be chosen; exp of it is 0, and it stays finite where it is multiplied.
 HIDDEN = -1e9
@@ -207,10 +211,10 @@ def accuracy(apply: Apply) -> Measure:
 
 
 def outputs(apply: Apply, params: Any, batch: dict[str, Any], *key: jax.Array | None) -> jax.Array:
-    """apply(params, inputs, *key) of the batch, given its attention_mask where it has one."""
-    if "attention_mask" not in batch:
-        return apply(params, batch["inputs"], *key)
-    return apply(params, batch["inputs"], *key, attention_mask=batch["attention_mask"])
+    """apply(params, inputs, *key) of the batch, given what else it says of its tokens."""
+    return apply(
+        params, batch["inputs"], *key, **{name: batch[name] for name in OF_TOKENS if name in batch}
+    )
 
 
 def cross_entropy(

@@ -256,6 +256,26 @@ def test_the_config_survives_its_way_through_config_json(family, head, pooling):
     assert from_hf(json.loads(json.dumps(to_hf(config)))) == config
 
 
+@pytest.mark.parametrize("head", ["masked_lm", "classes"])
+def test_pairs_of_texts_equal_hugging_faces(head, tmp_path):
+    torch, model = theirs("bert", head)
+    model.save_pretrained(tmp_path)
+    ours, params = jcl.models.from_pretrained(tmp_path)
+    inputs, mask = padded(["right", "no", "right"])
+    types = np.where(np.arange(18) > 5, mask, 0)
+    expected = model(
+        **{"input_ids": torch.tensor(inputs), "attention_mask": torch.tensor(mask)},
+        token_type_ids=torch.tensor(types),
+    ).logits.detach()
+    batch = {"inputs": inputs, "attention_mask": mask, "token_types": types}
+    predict = jax.jit(lambda params, batch: jcl.losses.outputs(ours.apply, params, batch))
+    np.testing.assert_allclose(predict(params, batch), expected, atol=1e-4)
+    del batch["token_types"]
+    assert np.abs(predict(params, batch) - expected.numpy()).max() > 0.01
+    with pytest.raises(InputError, match=r"token_types has the shape \(3, 17\)"):
+        jax.eval_shape(predict, params, {**batch, "token_types": types[:, 1:]})
+
+
 SETTINGS = to_hf(SMALL)
 
 
@@ -519,11 +539,29 @@ def test_a_prompt_of_token_rows_equals_those_tokens_in_front():
     expected = plain(base, tokens[:, 3:], attention_mask=mask[:, 3:])[:, 3:]
     got = wrapped(params, INPUTS, attention_mask=REAL)
     np.testing.assert_allclose(got, expected, atol=1e-5)
-    classes = prompts(
-        bert, dataclasses.replace(SMALL, positions=15), 3, table="embeddings/word_embeddings"
-    )
-    with pytest.raises(InputError, match="one output for the whole input"):
-        jax.eval_shape(classes.apply, wrapping.shapes(classes), INPUTS)
+    expected = plain(base, tokens[:, 3:])[:, 3:]
+    np.testing.assert_allclose(wrapped(params, INPUTS), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_a_classifier_reads_prompts_as_tokens_in_front(pooling):
+    config = dataclasses.replace(SMALL, positions=18, pooling=pooling)
+    base, rows = make(config)[1], jnp.array([[4, 9, 1], [16, 0, 7]])
+    model = prompts(bert, config, length=3, slots=2, table="embeddings/word_embeddings")
+    params = {**base, "prompt": base["embeddings"]["word_embeddings"][rows]}
+    types = jnp.tile((jnp.arange(12) > 6).astype(jnp.int32), (4, 1))
+    plain, wrapped = jax.jit(bert(config).apply), jax.jit(model.apply)
+    for used, front in ((2, rows[::-1].reshape(6)), (1, rows[0])):  # the rest stands behind
+        front = jnp.tile(front, (4, 1))
+        tokens = jnp.concatenate([front, INPUTS], axis=1)
+        mask = jnp.concatenate([jnp.ones_like(front), REAL], axis=1)
+        both = jnp.concatenate([jnp.zeros_like(front), types], axis=1)
+        expected = plain(base, tokens, attention_mask=mask, token_types=both)
+        prompted = {**params, "prompts_used": jnp.array(used)}
+        got = wrapped(prompted, INPUTS, attention_mask=REAL, token_types=types)
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+        np.testing.assert_allclose(wrapped(prompted, INPUTS), plain(base, tokens), atol=1e-5)
+        assert jnp.abs(got - plain(base, INPUTS, attention_mask=REAL)).max() > 1e-2
 
 
 def learning(strategy, config=SMALL, key=None):

@@ -660,3 +660,100 @@ def test_batches_on_the_host_are_those_held_on_the_device(tmp_path):
         batch = jcl.data.training_batches(source, 4, seed=3)[index]
         for key, leaf in batch.items():
             np.testing.assert_array_equal(leaf, held[key][order[index]])
+
+
+LINES = ["text,label,split", *(f"text {number},{label},{part}" for number in range(5)
+                               for label in "ab" for part in ("train", "test"))]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("marks", "message"),
+    [
+        ({3: "begin"}, "line 4 to 22: unexpected end of data: where a quotation mark opens"),
+        ({3: "begin", 9: "begin"}, "line 4 to 10: .*is a letter is written twice"),
+        ({3: "begin", 9: "end"}, "line 4 to 10: between two quotation marks, as one text"),
+        ({3: "begin", 4: "end"}, "line 4 to 5: between two quotation marks, as one text"),
+    ],
+)
+def test_a_quotation_mark_that_swallows_rows(marks, message, tmp_path):
+    """Each opens a text that another line closes, where it begins or where its text ends."""
+    lines = [*LINES]
+    for row, where in marks.items():
+        lines[row] = f'"{lines[row]}' if where == "begin" else lines[row].replace(",", '",', 1)
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join([*lines, ""]))
+    with pytest.raises(InputError, match=message):
+        stream_of(path)
+
+
+def test_a_quotation_mark_that_swallows_rows_whose_text_is_last(tmp_path):
+    path, others = tmp_path / "t.csv", [f"{label},t" for label in "abab"]
+    path.write_text("\n".join(["label,text", 'a,"x', "b,y", 'a,z"', *others]))
+    with pytest.raises(InputError, match="line 2 to 4: between two quotation marks"):
+        stream_of(path, test=0.5)
+
+
+def test_texts_of_several_lines_stay_whole(tmp_path):
+    odd = ["Dear all,\nsee you, then", "one\n\nthree, a\nfour", 'he said "a"\nand, "b"', "a\nb"]
+    rows = [(text, label, part) for text in odd for label in "ab" for part in ("train", "test")]
+    stream = stream_of(write_csv(tmp_path / "t.csv", rows + table("ab")))
+    assert texts(stream.tasks[0].train)[:4] == odd
+
+
+def test_space_around_a_label_is_none_of_it(tmp_path):
+    rows = [("t", label, part) for label in ("a", "a ", " b") for part in ("train", "test")]
+    assert stream_of(write_csv(tmp_path / "t.csv", rows)).labels == ("a", "b")
+
+
+def test_endings_of_files(tmp_path, monkeypatch):
+    for name in ("t.CSV", "t.Jsonl"):
+        write = write_csv if "CSV" in name else write_jsonl
+        assert stream_of(write(tmp_path / name, table())).labels == ("a", "b", "c", "d")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("data/t.json", "data/t.csv.gz"):  # the names of no sets: there are such files
+        (tmp_path / name).write_text("[]")
+        with pytest.raises(InputError, match="does not end in .csv, .tsv, .jsonl: .*unpacked"):
+            stream_of(name)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        ("bert-base-uncased", r'jcl.models.tokenizer\("bert-base-uncased"\)'),
+        (object(), r"jcl.models.tokenizer\(folder\)"),
+    ],
+)
+def test_what_is_no_tokenizer(tokenizer, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        stream_of(write_csv(tmp_path / "t.csv", table()), tokenizer=tokenizer)
+
+
+def test_pairs_of_texts(tmp_path):
+    pairs = [("red blue", "one"), ("red", "one two three four"), ("two", "two")]
+    rows = [(*pair, label, part) for label in "xy" for part in ("train", "test") for pair in pairs]
+    path = write_csv(tmp_path / "t.csv", rows, ("first", "second", "label", "split"))
+    tokenizer, options = bert(), {"text": ("first", "second")}
+    stream = stream_of(path, tokenizer=tokenizer, **options)
+    assert stream.length == 8
+    with pytest.warns(UserWarning, match="4 of 12 texts were cut to 7 tokens"):
+        short = stream_of(path, tokenizer=tokenizer, length=7, **options)
+    for found, length in ((stream, 8), (short, 7)):
+        expected = tokenizer(
+            *map(list, zip(*pairs, strict=True)),
+            padding="max_length", truncation="longest_first", max_length=length,
+        )  # fmt: skip
+        ours = found.tasks[0].train.arrays()
+        np.testing.assert_array_equal(ours["inputs"], expected["input_ids"])
+        np.testing.assert_array_equal(ours["attention_mask"], expected["attention_mask"])
+        np.testing.assert_array_equal(ours["token_types"], expected["token_type_ids"])
+    share = stream_of(path, tokenizer=tokenizer, test=0.4, **options)
+    assert [len(task.train) for task in share.tasks] == [4, 4]
+    with pytest.raises(InputError, match="a ByteTokenizer encodes no pairs"):
+        stream_of(path, **options)
+    with pytest.raises(InputError, match="3 special tokens to every pair, so give at least 5"):
+        stream_of(path, tokenizer=tokenizer, length=4, **options)
+    with pytest.raises(InputError, match="no column 'third'"):
+        stream_of(path, tokenizer=tokenizer, text=("first", "third"))
+    with pytest.raises(InputError, match="the name of a column, or of the two of a pair"):
+        stream_of(path, tokenizer=tokenizer, text=())

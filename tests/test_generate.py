@@ -14,6 +14,7 @@ from everything import ALL, costly
 import jcl
 from jcl import InputError
 from jcl.__main__ import main
+from jcl.answer import learned_params
 from jcl.models import GPT2Config, LlamaConfig, Rope, generate, gpt2, llama, probabilities
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
@@ -437,6 +438,16 @@ def test_a_run_goes_on_with_a_text(naive, capsys):
     assert drawn[0] == drawn[1] != drawn[2]
     narrow = ["--temperature", "30", "--top-k", "1", "--top-p", "0.9"]
     assert written(capsys, naive, "--prompt", "c", "--steps", "9", *narrow).out == "cdcdcdcdcd\n"
+
+
+def test_a_run_becomes_a_model_of_hugging_faces(naive, tmp_path, capsys):
+    """Of its second seed; its own tokenizer is of bytes."""
+    assert main(["export", str(naive), str(tmp_path), "--seed", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "after cd, seed 1, without a tokenizer: a ByteTokenizer is none of Hugging Face" in shown
+    _, found = jcl.models.from_pretrained(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, found, learned_params(naive, 1))
+    assert np.any(found["wte"] != learned_params(naive, 0)["wte"])
 
 
 @costly

@@ -1,11 +1,14 @@
 """Checkpoints of Hugging Face: what is read, what is written, what is refused."""
 
 import dataclasses
+import inspect
 import json
+import re
 import resource
 import sys
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -275,6 +278,8 @@ def test_dtype_and_changed_fields(saved):
     model, found = from_pretrained(folder, dtype=jnp.bfloat16, dropout=0.25)
     assert model.config.dropout == 0.25
     equal(found, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))
+    with pytest.raises(InputError, match="dtype=bf16.*bfloat16"):
+        from_pretrained(folder, dtype="bf16")
     with pytest.raises(InputError, match="dtype=int32.*bfloat16"):
         from_pretrained(folder, dtype=jnp.int32)
     with pytest.raises(InputError, match="from_pretrained\\(depth=...\\): GPT2Config has vocab"):
@@ -451,6 +456,32 @@ def test_a_pickle_is_not_read(saved, name):
             from_pretrained(source)
 
 
+def test_the_remedy_for_a_pickle_keeps_the_head(tmp_path):
+    model = bert(BERT)
+    save_pretrained(tmp_path, model, made(model))
+    (tmp_path / "model.safetensors").rename(tmp_path / "model.bin")
+    with pytest.raises(InputError, match="transformers.BertForSequenceClassification.from_pre"):
+        from_pretrained(tmp_path)
+    settings(tmp_path, architectures=["os.system(1)"])
+    with pytest.raises(InputError, match="transformers.AutoModel.from_pretrained"):
+        from_pretrained(tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_tensor_that_is_not_finite_is_named(saved, number):
+    def spoil(tensors):
+        tensors["transformer.wpe.weight"] = np.full((24, 32), number, np.float32)
+
+    rewrite(saved[0], spoil)
+    with pytest.raises(InputError, match="transformer.wpe.weight holds a NaN or an infinity"):
+        from_pretrained(saved[0])
+
+
+def test_nothing_is_no_checkpoint():
+    with pytest.raises(InputError, match="None is no checkpoint: give its folder"):
+        inspect.unwrap(from_pretrained)(None)
+
+
 def test_files_that_are_no_checkpoint(saved, tmp_path):
     folder = saved[0]
     with pytest.raises(InputError, match="no such folder"):
@@ -541,14 +572,52 @@ def test_fields_of_config_json_that_the_model_does_not_know(tmp_path):
     assert written["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
     assert written["label2id"] == {"no": 0, "maybe": 1, "yes": 2}
     assert (written["problem_type"], written["eos_token_id"]) == (own["problem_type"], 5)
-    assert from_pretrained(tmp_path)[0].config == BERT
-    for other in ({"id2label": {0: "no", 1: "yes"}}, {"hidden_size": 4}, {"pad_token_id": 0}):
-        with pytest.raises(InputError, match=f"{next(iter(other))}.*another shape, padding"):
+    named = dataclasses.replace(BERT, labels=("no", "maybe", "yes"))
+    assert from_pretrained(tmp_path)[0].config == named
+    for other in ({"hidden_size": 4}, {"pad_token_id": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(other))}.*another shape or padding"):
             save_pretrained(tmp_path / "other", model, params, settings=other)
     adapted = lora(model, rank=2, alpha=4.0)
     with pytest.raises(InputError, match="adapter has no config.json"):
         save_pretrained(tmp_path, adapted, made(adapted), lora="adapter", settings=own)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_names_of_labels_survive(tmp_path):
+    model = bert(BERT)
+    params, names = made(model), {0: "no", 1: "maybe", 2: "yes"}
+    save_pretrained(tmp_path / "one", model, params, settings={"id2label": names})
+    save_pretrained(tmp_path / "two", *from_pretrained(tmp_path / "one"))
+    files = [tmp_path / name / "config.json" for name in ("one", "two")]
+    one, two = (json.loads(file.read_text()) for file in files)
+    assert one == two
+    assert two["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
+    other, _ = from_pretrained(tmp_path / "two", classes=5, key=jax.random.key(0))
+    assert other.config.labels == ()  # another head's classes are others
+    with pytest.raises(InputError, match=r"labels=\('no', 'no', 'yes'\)\): give each class a name"):
+        dataclasses.replace(BERT, labels=("no", "no", "yes"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["no", "maybe", "yes"],
+        {0: "no", 1: "yes"},
+        {5: "no", 6: "maybe", 7: "yes"},
+        {0: "no", 1: "yes", 2: "yes"},
+        {0: "no", 1: "yes", 2: 2},
+    ],
+)
+def test_labels_that_do_not_name_each_class(labels, tmp_path):
+    model = bert(BERT)
+    with pytest.raises(InputError, match="give each of the 3 classes a name of its own, from 0 on"):
+        save_pretrained(tmp_path, model, made(model), settings={"id2label": labels})
+    assert not [*tmp_path.iterdir()]
+
+
+def test_settings_that_are_no_json(saved, tmp_path):
+    with pytest.raises(InputError, match=r"\{\"x\": a float32\}\): no JSON .*plain numbers"):
+        save_pretrained(tmp_path / "other", *saved[1:], settings={"x": np.float32(1)})
 
 
 def test_the_mean_has_no_classifier_in_hugging_face(tmp_path):
@@ -700,7 +769,7 @@ def test_lora_as_an_adapter_by_hand(shape, tmp_path):
 
 @pytest.mark.parametrize("shape", [SHAPE, LLAMA], ids=["gpt2", "llama"])
 def test_peft_loads_the_adapter(shape, tmp_path):
-    peft = pytest.importorskip("peft", reason="PEFT is absent: pip install peft")
+    peft = pytest.importorskip("peft", reason="PEFT is absent: pip install peft==0.21.2")
     parity = pytest.importorskip("parity", reason="PyTorch is absent: pip install torch==2.13.0")
     import transformers
 
@@ -713,6 +782,93 @@ def test_peft_loads_the_adapter(shape, tmp_path):
         answer = theirs(parity.torch.tensor(np.asarray(INPUTS, np.int64))).logits.numpy()
     wanted = jax.jit(model.apply)(params, INPUTS)
     np.testing.assert_allclose(answer, wanted, atol=2e-4 * float(jnp.abs(wanted).max()))
+
+
+FAMILIES = {"bert": 2, "roberta": 2, "distilbert": 0}  # the token types of each
+SAVED = {
+    "bert": ["bert.pooler.dense", "classifier"],
+    "roberta": ["classifier"],
+    "distilbert": ["classifier", "pre_classifier"],
+}
+HEADS = {
+    "bert": ("bert.pooler.dense", "classifier"),
+    "roberta": ("classifier.dense", "classifier.out_proj"),
+    "distilbert": ("pre_classifier", "classifier"),
+}
+
+
+def classifier(family):
+    """(the model before, the model with LoRA also of its head, its params)."""
+    base = bert(dataclasses.replace(BERT, family=family, types=FAMILIES[family]))
+    model = lora(base, rank=2, alpha=4.0, where=("*/query", "classifier"))
+    return base, model, made(model)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_holds_the_head_of_a_classifier(family, tmp_path):
+    _, model, params = classifier(family)
+    save_pretrained(tmp_path, model, params, lora="adapter")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["task_type"] == "SEQ_CLS"
+    assert sorted(config["modules_to_save"]) == SAVED[family]
+    assert len(config["target_modules"]) == 1  # the query; the head is whole
+    tensors, merged = load_file(tmp_path / "adapter_model.safetensors"), merge_lora(params, 4.0)
+    for name, path in zip(HEADS[family], ("pooler", "classifier"), strict=True):
+        kernel = tensors.pop(f"base_model.model.{name}.weight")
+        np.testing.assert_allclose(kernel.T, merged[path]["kernel"], atol=1e-6)
+        bias = tensors.pop(f"base_model.model.{name}.bias")
+        np.testing.assert_array_equal(bias, params[path]["bias"])
+    assert {name.split(".")[-2] for name in tensors} == {"lora_A", "lora_B"}
+    head = lora(bert(BERT), rank=2, alpha=4.0, where="classifier")
+    with pytest.raises(InputError, match='beside the head alone.*lora="merged"'):
+        save_pretrained(tmp_path / "head", head, made(head), lora="adapter")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_peft_loads_the_adapter_of_a_classifier(family, tmp_path):
+    peft = pytest.importorskip("peft", reason="PEFT is absent: pip install peft==0.21.2")
+    parity = pytest.importorskip("parity", reason="PyTorch is absent: pip install torch==2.13.0")
+    import transformers
+
+    base, model, params = classifier(family)
+    save_pretrained(tmp_path / "adapter", model, params, lora="adapter")
+    # The head that PEFT finds there is another.
+    before = {name: leaf for name, leaf in params.items() if name != "lora"}
+    before |= {name: made(base, seed=2)[name] for name in ("pooler", "classifier")}
+    save_pretrained(tmp_path / "base", base, before)
+    auto = transformers.AutoModelForSequenceClassification
+    theirs = auto.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter").eval()
+    inputs = np.asarray(INPUTS[:, :9] % 38 + 2)
+    with parity.torch.no_grad():
+        answer = theirs(parity.torch.tensor(inputs.astype(np.int64))).logits.numpy()
+    np.testing.assert_allclose(answer, jax.jit(model.apply)(params, inputs), atol=1e-4)
+
+
+def test_what_was_trained_beside_the_adapter_is_named(tmp_path):
+    base = bert(BERT)
+    save_pretrained(tmp_path / "base", base, made(base))
+    base, params = from_pretrained(tmp_path / "base")
+    model = lora(jcl.models.starting_from(base, params), rank=2, alpha=4.0)
+    params = {**jax.jit(model.init)(jax.random.key(0)), "classifier": made(base, 2)["classifier"]}
+    with warnings.catch_warnings(action="error"):
+        save_pretrained(tmp_path / "one", model, params, lora="adapter")
+    config = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tmp_path / "base")
+    params["embeddings"] = made(base, 2)["embeddings"]
+    with pytest.warns(UserWarning, match="without what was trained beside it, embeddings/Layer"):
+        save_pretrained(tmp_path / "two", model, params, lora="adapter")
+    mean = lora(bert(dataclasses.replace(BERT, pooling="mean")), rank=2, alpha=4.0)
+    with pytest.warns(UserWarning, match="no classifier over the mean, so that the adapter"):
+        save_pretrained(tmp_path / "mean", mean, made(mean), lora="adapter")
+
+
+def test_make_parity_runs_all_that_compares_with_pytorch():
+    tests = Path(__file__).parent
+    torch = re.compile(r'importorskip\(\s*"(torch|parity)"')
+    compare = {path.stem for path in tests.glob("test_*.py") if torch.search(path.read_text())}
+    (named,) = re.findall(r"^PARITY := .*,(.*)\)", (tests.parent / "Makefile").read_text(), re.M)
+    assert compare == {f"test_{name}" for name in named.split()}
 
 
 # Tokenizers

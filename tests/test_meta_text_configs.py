@@ -356,8 +356,8 @@ def test_the_params_of_each_seed_of_a_run(tmp_path):
     for seeds in ([3, 4], [4]):
         (tmp_path / "config.json").write_text(json.dumps({"schema": 1, "seeds": seeds}))
         found = learned_params(tmp_path, 4)
-        assert list(found) == ["head/kernel"]
-        np.testing.assert_array_equal(found["head/kernel"], kernel[1] if seeds[1:] else kernel)
+        assert list(found) == ["head"]
+        np.testing.assert_array_equal(found["head"]["kernel"], kernel[1] if seeds[1:] else kernel)
     with pytest.raises(InputError, match=r"has the seeds \[4\], and not 0"):
         learned_params(tmp_path, 0)
 

@@ -175,7 +175,7 @@ def test_longer_texts_and_more_classes_go_on_with_the_counts(tmp_path):
     assert later.offered.sum() == 16
     with pytest.raises(jcl.InputError, match=r"offered is int32\[3\] in the file and int32\[2\]"):
         jcl.memory.starting_from(jcl.memory.class_balanced(6, 2), path).init(texts(8))
-    with pytest.raises(jcl.InputError, match="texts that are no shorter"):
+    with pytest.raises(jcl.InputError, match=r"no shorter \(a stream of texts takes length=4\)"):
         jcl.memory.starting_from(old, path).init(texts(8, length=3))
     blocks = {name: jnp.ones((8, 4), jnp.int32) for name in ("inputs", "targets")}
     ring = jcl.memory.ring(4)

@@ -59,6 +59,7 @@ def config(name, monkeypatch, tasks=10):
     module = load_config(ROOT / "configs" / f"{name}.py")
     monkeypatch.setattr(module, "texts", lambda *_: home(tasks))
     monkeypatch.setattr(module, "encoder", small)
+    monkeypatch.setattr(module, "tokenizer", lambda: None)
     return module
 
 
@@ -160,6 +161,9 @@ def test_a_row_without_a_folder_keeps_what_the_page_has(page, tmp_path, monkeypa
     monkeypatch.setattr(page, "RUNS", tmp_path / "elsewhere")
     assert page.write_page() == counts
     assert page.PAGE.read_text() == before
+    told = "Rows ran on what their column `on` says; the page itself was written on: "
+    assert before.count(told) == 1
+    assert "`jcl run configs/clinc150.py --scenario domain --method METHOD --seeds 1`" in before
 
 
 def test_the_command_runs_what_is_left_and_stops_at_its_time(page, monkeypatch):

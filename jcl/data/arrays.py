@@ -160,7 +160,7 @@ def labelled(stream: Stream) -> Stream:
 def encoded(stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int = 250) -> Stream:
     """Returns `stream` with inputs that `encode` has made of each example, once for the whole run.
 
-    batch["inputs"] = encode(batch), without the attention_mask.
+    batch["inputs"] = encode(batch), without attention_mask and token_types.
 
     For a frozen encoder, whose features need not be computed anew in every step: the methods that
     learn a head alone then train a head alone, such as an MLP without a hidden layer. A task's hash
@@ -191,7 +191,8 @@ def encoded(stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int =
                     f"examples: it must give [{batch_size}, ...]"
                 )
             parts.append(part)
-        leaves.pop("attention_mask", None)
+        for name in ("attention_mask", "token_types"):
+            leaves.pop(name, None)
         return Arrays({**leaves, "inputs": np.concatenate(parts)[: len(source)]})
 
     tasks = [

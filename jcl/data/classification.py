@@ -22,7 +22,7 @@ def text_classification(
     source: Location | Sequence[Location] | Mapping[str, Location],
     *,
     tokenizer: Encoder,
-    text: str = "text",
+    text: str | Sequence[str] = "text",
     label: str = "label",
     by: str = "labels",
     tasks: int
@@ -50,8 +50,10 @@ def text_classification(
             set prepared as array_record, such as "ag_news_subset" or "glue/sst2". Several are a
             list, or a dict {task name: source}.
         tokenizer: text to ids, transformers' or jcl's.
-        text: the column of the text.
-        label: the column of the label: names, or whole numbers.
+        text: the column of the text, or two, such as ("sentence1", "sentence2"), of a pair, which
+            the tokenizer, then transformers' own, joins.
+        label: the column of the label: names, or whole numbers; white space around one is none of
+            it.
         by: what makes a task: "labels", groups of them; "file", each of several sources; or else
             the column that names the domain of a row.
         tasks: by labels: the groups, as lists or as {task name: labels}, or the number of equal
@@ -71,9 +73,10 @@ def text_classification(
 
     Raises:
         InputError: a source is missing, empty or of another format; a column is missing; a row
-            has no text or no label, or one that occurs in no train row (the message names file
-            and line); there is one class only; the groups do not fit the labels; the length leaves
-            no token of a text; the tokenizer has no id for padding.
+            has no text or no label, or one that occurs in no train row, or a quotation mark has
+            swallowed rows (the message names file and line); there is one class only; the groups do
+            not fit the labels; the length leaves no token of a text; the tokenizer is none, has no
+            id for padding or encodes no pairs.
 
     >>> import pathlib, tempfile
     >>> from jcl.data import ByteTokenizer, text_classification
@@ -88,13 +91,18 @@ def text_classification(
     checks.one_of("text_classification", "scenario", scenario, ("task", "domain", "class"))
     seed = checks.whole("text_classification", "seed", seed, least=0)
     domain = by if by not in ("labels", "file") else None
+    texts = [text] if isinstance(text, str) else [*text] if isinstance(text, Sequence) else []
+    if len(texts) not in (1, 2) or not all(isinstance(each, str) for each in texts):
+        raise InputError(
+            f"text_classification(text={text!r}): the name of a column, or of the two of a pair"
+        )
     if len(parts) != 2 or parts[0] == parts[1]:
         raise InputError(
             f"text_classification(parts={parts!r}): the names of the train and of the test part"
         )
     train, held_back, orders = [], [], set()
     for name, each, its_test in _sources(source, test, by):
-        columns = Columns(text, label, domain)
+        columns = Columns(texts[0], label, domain, pair=texts[1] if texts[1:] else None)
         learned, tested, order = _parts(each, its_test, columns, parts, split)
         if by == "file":
             learned = [row._replace(domain=name) for row in learned]
@@ -310,17 +318,19 @@ def _parts(
 def _drawn(rows: Sequence[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Returns train and test rows: of each label (of each domain) a share of its texts."""
     generator = np.random.default_rng(seed)
-    strata: dict[tuple[str, str], dict[str, None]] = {}
+    strata: dict[tuple[str, str], dict[Any, None]] = {}
     for row in rows:
-        strata.setdefault((row.domain, row.label), {})[row.text] = None
-    chosen: set[tuple[str, str, str]] = set()
+        strata.setdefault((row.domain, row.label), {})[row.text, row.pair] = None
+    chosen: set[tuple[str, str, Any]] = set()
     for (domain, label), texts in strata.items():
         number = min(max(round(share * len(texts)), 1), len(texts) - 1)
         order = generator.permutation(len(texts))[:number]
         every = list(texts)
         chosen.update((domain, label, every[index]) for index in order)
-    train = [row for row in rows if (row.domain, row.label, row.text) not in chosen]
-    return train, [row for row in rows if (row.domain, row.label, row.text) in chosen]
+    both: tuple[list[Row], list[Row]] = ([], [])
+    for row in rows:
+        both[(row.domain, row.label, (row.text, row.pair)) in chosen].append(row)
+    return both
 
 
 def _ordered(labels: set[str]) -> list[str]:

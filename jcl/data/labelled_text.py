@@ -32,8 +32,9 @@ class TextStream(Stream):
     """A stream of labelled texts.
 
     A batch holds `inputs` (int32[batch, length], filled on the right), `attention_mask`
-    (int32[batch, length], 1 where a token counts) and `targets` (int32[batch]); in the task
-    scenario also `task` (int32[batch]) and `label_mask` (bool[batch, classes]).
+    (int32[batch, length], 1 where a token counts) and `targets` (int32[batch]); of pairs of texts
+    also `token_types` (int32[batch, length], where the tokenizer tells them); in the task scenario
+    also `task` (int32[batch]) and `label_mask` (bool[batch, classes]).
 
     Attributes:
         labels: the names of the classes, by class number.
@@ -75,6 +76,12 @@ def labelled_texts(
         length: tokens of an example, or None for the longest text's.
         positions: whether targets are the positions in the group.
     """
+    if isinstance(tokenizer, str) or not callable(getattr(tokenizer, "encode", None)):
+        given = f'"{tokenizer}"' if isinstance(tokenizer, str) else "folder"
+        raise InputError(
+            f"{name}(tokenizer={tokenizer!r}): give a tokenizer, such as "
+            f"jcl.models.tokenizer({given}) or jcl.data.ByteTokenizer()"
+        )
     if len(labels) < 2:
         raise InputError(
             f"{name}: every train row has the label '{labels[0]}': give texts of at least two"
@@ -117,48 +124,74 @@ def labelled_texts(
 
 
 def _tokens(
-    rows: Sequence[Row], tokenizer: Encoder, length: int | None
+    rows: Sequence[Row], tokenizer: Any, length: int | None
 ) -> tuple[int, int, int, dict[str, np.ndarray]]:
-    """Returns length, longest, truncated, and the leaves inputs and attention_mask."""
+    """Returns length, longest, truncated, and the leaves inputs, attention_mask and, of pairs
+    where the tokenizer tells them, token_types."""
     # Bytes have none; [CLS] and [SEP] around every text are two.
-    special = _ids(tokenizer, "", "an empty text").tolist()
-    least = len(special) + 1
+    pairs = rows[0].pair is not None
+    empty = Row("", "", "", "", "an empty text", "" if pairs else None)
+    special = _encoded(tokenizer, empty)[0].tolist()
+    added = tokenizer.num_special_tokens_to_add(pair=True) if pairs else len(special)
+    least = added + (2 if pairs else 1)
     if length is not None and checks.whole("text", "length", length) < least:
         raise InputError(
-            f"length is {length}: the tokenizer adds {least - 1} special tokens to every text, so "
-            f"give at least {least}"
+            f"length is {length}: the tokenizer adds {added} special tokens to every "
+            f"{'pair' if pairs else 'text'}, so give at least {least}"
         )
-    ids = [_ids(tokenizer, row.text, row.place) for row in rows]
+    both = [_encoded(tokenizer, row) for row in rows]
     found: set[int] = set()
-    for each in ids:
-        found.update({*each.tolist()} - {*special})
+    for ids, _ in both:
+        found.update({*ids.tolist()} - {*special})
         if len(found) > 1:
             break
-    if not found or (len(found) < 2 and len({row.text for row in rows}) > 1):
+    if not found or (len(found) < 2 and len({(row.text, row.pair) for row in rows}) > 1):
         gives = "every token of {} texts the same id" if found else "no token for any of {} texts"
         raise InputError(
             f"the tokenizer gives {gives.format(len(rows))}: its vocabulary is empty; load it with "
             "transformers.AutoTokenizer.from_pretrained(folder)"
         )
-    for row, each in zip(rows, ids, strict=True):
-        if not len(each):
+    for row, (ids, _) in zip(rows, both, strict=True):
+        if not len(ids):
             raise InputError(f"{row.place}: the text gives no token: drop the row")
     pad = _pad(tokenizer)
-    longest = max(len(each) for each in ids)
+    longest = max(len(ids) for ids, _ in both)
     length = length or longest
-    inputs = np.full((len(rows), length), pad, np.int32)
-    lengths = np.array([len(each) for each in ids])
-    for index, each in enumerate(ids):
-        if len(each) > length:
-            each = _cut(tokenizer, rows[index], each, length)
-        inputs[index, : len(each)] = each
+    lengths = np.array([len(ids) for ids, _ in both])
+    inputs, types = (np.full((len(rows), length), fill, np.int32) for fill in (pad, 0))
+    for index, (ids, own) in enumerate(both):
+        if len(ids) > length:
+            ids, own = _encoded(tokenizer, rows[index], length)
+        inputs[index, : len(ids)] = ids
+        types[index, : len(ids)] = 0 if own is None else own
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
     leaves = {"inputs": inputs, "attention_mask": mask}
+    if both[0][1] is not None:
+        leaves["token_types"] = types
     return length, longest, int((lengths > length).sum()), leaves
 
 
-def _ids(tokenizer: Encoder, text: str, place: str) -> np.ndarray:
-    ids = np.asarray(tokenizer.encode(text))
+def _encoded(
+    tokenizer: Any, row: Row, length: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The ids of a row, cut to the length, and of a pair the type of each, where it has types."""
+    # Only the tokenizer knows that its closing token must stay at the end of a cut text.
+    own = hasattr(tokenizer, "pad_token_id")
+    cut = {"truncation": True, "max_length": length} if own and length else {}
+    if row.pair is None:
+        return _ids(tokenizer.encode(row.text, **cut), row.place)[:length], None
+    if not own or not callable(tokenizer):
+        raise InputError(
+            f"a {type(tokenizer).__name__} encodes no pairs of texts: give transformers' "
+            "tokenizer, such as jcl.models.tokenizer(folder)"
+        )
+    found: Any = tokenizer(row.text, row.pair, **cut)
+    types = found.get("token_type_ids")
+    return _ids(found["input_ids"], row.place), None if types is None else np.asarray(types)
+
+
+def _ids(found: Any, place: str) -> np.ndarray:
+    ids = np.asarray(found)
     if ids.size == 0:
         return np.zeros(0, np.int32)
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
@@ -168,13 +201,6 @@ def _ids(tokenizer: Encoder, text: str, place: str) -> np.ndarray:
             "the package tokenizers), or jcl.data.ByteTokenizer()"
         )
     return ids.astype(np.int32)
-
-
-def _cut(tokenizer: Any, row: Row, ids: np.ndarray, length: int) -> np.ndarray:
-    # Only the tokenizer knows that its closing token must stay at the end of a cut text.
-    if hasattr(tokenizer, "pad_token_id"):
-        return np.asarray(tokenizer.encode(row.text, truncation=True, max_length=length))
-    return ids[:length]
 
 
 def _pad(tokenizer: Any) -> int:

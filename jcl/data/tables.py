@@ -15,17 +15,21 @@ from jcl.data.text import check_line, check_whole, json_lines, read_utf8
 from jcl.errors import InputError
 
 _ENDINGS = (".csv", ".tsv", ".jsonl")
+# The name of a set of tensorflow-datasets, with its config and version.
+_SET = re.compile(r"\w+(/[\w.-]+)?(:[\d.]+)?")
+_QUOTES = 'within quotation marks, one that is a letter is written twice ("")'
 
 
 class Row(NamedTuple):
     """One labelled text.
 
     Attributes:
-        text: not blank.
+        text: not blank; of a pair the first.
         label: the name of its class.
         domain: the name of what it belongs to beside its class; "" where nothing was asked for.
         part: such as "train", where a column says so; else "".
         place: where it was read, for messages.
+        pair: of a pair of texts the second, not blank; else None.
     """
 
     text: str
@@ -33,6 +37,7 @@ class Row(NamedTuple):
     domain: str
     part: str
     place: str
+    pair: str | None = None
 
 
 class Columns(NamedTuple):
@@ -42,6 +47,7 @@ class Columns(NamedTuple):
     label: str
     domain: str | None = None
     part: str | None = None
+    pair: str | None = None
 
 
 class Table(NamedTuple):
@@ -55,8 +61,8 @@ def read_table(source: str | os.PathLike, columns: Columns, part: str) -> Table:
     """Reads one file, folder or prepared set.
 
     Args:
-        source: a .csv (fields may be quoted), .tsv (a quotation mark is a letter) or .jsonl file;
-            a folder that Hugging Face's save_to_disk wrote; or the name of a tensorflow-datasets
+        source: a .csv (fields may be quoted), .tsv (a quotation mark is a letter) or .jsonl file; a
+            folder that Hugging Face's save_to_disk wrote; or the name of a tensorflow-datasets
             set that has been prepared as array_record.
         columns: whose columns.
         part: of a set or a folder that has parts; a file has none, and is read whole.
@@ -68,14 +74,15 @@ def read_table(source: str | os.PathLike, columns: Columns, part: str) -> Table:
     names: Mapping[str, list[str]] = {}
     if path.is_dir():
         records, names = _saved(path, columns, part)
-    elif path.suffix in _ENDINGS:
-        records = _jsonl(path, columns) if path.suffix == ".jsonl" else _csv(path)
-    elif isinstance(source, str) and re.fullmatch(r"\w+(/[\w.-]+)?(:[\d.]+)?", source):
+    elif _ending(path) in _ENDINGS:
+        records = (_jsonl if _ending(path) == ".jsonl" else _csv)(path, columns)
+    elif isinstance(source, str) and _SET.fullmatch(source) and not path.is_file():
         records, names = _prepared(source, part)
     else:
         raise InputError(
             f"{source} is no folder, and does not end in {', '.join(_ENDINGS)}: give such a file, "
-            "a folder saved by Hugging Face datasets, or the name of a tensorflow-datasets set"
+            "unpacked (JSON as an object a line), a folder saved by Hugging Face datasets, or the "
+            "name of a tensorflow-datasets set"
         )
     rows = [_row(place, record, columns, names) for place, record in records]
     if not rows:
@@ -89,7 +96,11 @@ def has_parts(source: str | os.PathLike) -> bool:
     path = Path(source)
     if path.is_dir():
         return (path / "dataset_dict.json").is_file()
-    return path.suffix not in _ENDINGS
+    return _ending(path) not in _ENDINGS
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def _row(place: str, record: Mapping[str, Any], columns: Columns, names) -> Row:
@@ -100,25 +111,30 @@ def _row(place: str, record: Mapping[str, Any], columns: Columns, names) -> Row:
                 f"{place} has no column '{column}', but {found or 'none'}: name the right one, as "
                 'in text_classification(..., text="sentence", label="intent")'
             )
-    text = record[columns.text]
-    text = text.decode("utf-8", errors="replace") if isinstance(text, bytes) else text
-    if not isinstance(text, str):
-        raise InputError(
-            f"{place}: '{columns.text}' is {text!r}, no text: write a string, or name another "
-            "column with text="
-        )
-    if not text.strip():
-        raise InputError(f"{place}: '{columns.text}' is blank: write a text or drop the row")
-    check_whole(text, place, columns.text)
+    text = _text(place, columns.text, record[columns.text])
+    pair = columns.pair and _text(place, columns.pair, record[columns.pair])
     label, domain, part = (
         _name(place, column, record[column], names.get(column)) if column else ""
-        for column in columns[1:]
+        for column in (columns.label, columns.domain, columns.part)
     )
-    return Row(text, label, domain, part, place)
+    return Row(text, label, domain, part, place, pair)
+
+
+def _text(place: str, column: str, value: Any) -> str:
+    value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+    if not isinstance(value, str):
+        raise InputError(
+            f"{place}: '{column}' is {value!r}, no text: write a string, or name another "
+            "column with text="
+        )
+    if not value.strip():
+        raise InputError(f"{place}: '{column}' is blank: write a text or drop the row")
+    check_whole(value, place, column)
+    return value
 
 
 def _name(place: str, column: str, value: Any, names: list[str] | None) -> str:
-    """The name of a class or of a domain, from text or a whole number."""
+    """The name of a class or of a domain, from text or a whole number, without space around it."""
     value = value.item() if getattr(value, "size", 0) == 1 else value
     value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
     if isinstance(value, int) and not isinstance(value, bool) and names is not None:
@@ -131,7 +147,7 @@ def _name(place: str, column: str, value: Any, names: list[str] | None) -> str:
         return names[value]
     if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
         raise InputError(f"{place}: '{column}' is {value!r}: write a name or a whole number")
-    return str(value)
+    return str(value).strip()
 
 
 def _jsonl(path: Path, columns: Columns) -> Iterator[tuple[str, dict]]:
@@ -143,17 +159,21 @@ def _jsonl(path: Path, columns: Columns) -> Iterator[tuple[str, dict]]:
         yield place, record
 
 
-def _csv(path: Path) -> Iterator[tuple[str, dict]]:
-    text, tabs = read_utf8(path), path.suffix == ".tsv"
+def _csv(path: Path, columns: Columns) -> Iterator[tuple[str, dict]]:
+    text, tabs = read_utf8(path), _ending(path) == ".tsv"
     # Python's own limit is of 131,072 characters, and of the whole process: it is never lowered.
     csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))
     # Where tabs divide the fields a quotation mark is a letter, and may stand alone.
     quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
-    reader = csv.reader(_lines(path, text), delimiter="\t" if tabs else ",", quoting=quoting)
+    reader = csv.reader(
+        _lines(path, text), delimiter="\t" if tabs else ",", quoting=quoting, strict=not tabs
+    )
     header, start = None, 1
+    tall, names = [], {column: set() for column in columns[1:4] if column}
     try:
         for cells in reader:
-            place, start = f"{path}, line {start}", reader.line_num + 1
+            first, start = start, reader.line_num + 1
+            place = f"{path}, line {first}"
             if not any(cell.strip() for cell in cells):
                 continue
             if header is None:
@@ -165,14 +185,48 @@ def _csv(path: Path) -> Iterator[tuple[str, dict]]:
                 remedy = (
                     "a text must not hold a tab: write one that does as .csv or .jsonl"
                     if tabs
-                    else "put a text that holds the delimiter in double quotes"
+                    else f"put a text that holds the delimiter in double quotes; {_QUOTES}"
                 )
                 raise InputError(
                     f"{place} has {len(cells)} fields, the header {len(header)}: {remedy}"
                 )
-            yield place, dict(zip(header, cells, strict=True))
+            record = dict(zip(header, cells, strict=True))
+            if start > first + 1:
+                tall.append((first, start - 1, cells))
+            else:
+                for column in names.keys() & record:
+                    names[column].add(record[column])
+            yield place, record
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}: mend the line") from None
+        raise InputError(
+            f"{path}, line {start} to {reader.line_num}: {error}: where a quotation mark opens a "
+            f"text, another must close it; {_QUOTES}"
+        ) from None
+    for first, last, cells in tall:
+        if _holds_rows(header or [], cells, names):
+            raise InputError(
+                f"{path}, line {first} to {last}: between two quotation marks, as one text, stand "
+                f"lines that are rows by themselves; {_QUOTES}, or write the table as .jsonl"
+            )
+
+
+def _holds_rows(header: list[str], cells: list[str], names: dict[str, set[str]]) -> bool:
+    """Whether a field of several lines has swallowed rows: of a line within it the cells are as
+    many as they must be, and those of a label, domain or part are such as other rows have."""
+    for place, cell in enumerate(cells):
+        lines = [line.split(",") for line in cell.split("\n")]
+        if len(lines) == 1:
+            continue
+        wanted = [header[place:], *[header] * (len(lines) - 2), header[: place + 1]]
+        for columns, line in zip(wanted, lines, strict=True):
+            told = [
+                found in names[column]
+                for column, found in zip(columns, line, strict=False)
+                if column in names and column != header[place]
+            ]
+            if len(line) == len(columns) and told and all(told):
+                return True
+    return False
 
 
 def _lines(path: Path, text: str) -> Iterator[str]:

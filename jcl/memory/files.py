@@ -16,7 +16,9 @@ from jcl.errors import InputError, SaveError
 from jcl.memory.policy import Items, Origin, Policy, rows
 
 _SHAPES_ALONE = contextvars.ContextVar("shapes_alone", default=False)
-_TOKENS = ("items/inputs", "items/targets", "items/attention_mask", "items/mask")
+_TOKENS = tuple(
+    f"items/{name}" for name in ("inputs", "targets", "attention_mask", "token_types", "mask")
+)
 # Along these axes an imported leaf may be longer in the new run, and what is filled in there.
 _GROWS = {
     **dict.fromkeys((*_TOKENS, "items/label_mask"), (1, 0)),
@@ -239,9 +241,15 @@ def _taken(policy: Policy, path: Any, found: dict[str, np.ndarray], batch: Items
         if not _alike(found.get(name), wanted.get(name), capacity=name.startswith("items/"))
     ]
     if wrong:
+        inputs = [leaf.get("items/inputs") for leaf in (found, wanted)]
+        lengths = [each.shape[1] for each in inputs if each is not None and each.ndim == 2]
+        remedy = ""
+        if len(lengths) == 2 and lengths[0] > lengths[1]:
+            remedy = f" (a stream of texts takes length={lengths[0]})"
         raise InputError(
             f"{path}: {'; '.join(wrong)}. Give batches with the keys and types that the other run "
-            "had, no fewer classes, and texts that are no shorter; longer ones need a mask."
+            f"had, no fewer classes, and texts that are no shorter{remedy}; longer ones need a "
+            "mask."
         )
     if policy.boundary or (policy.score and "scores" not in found):
         raise InputError(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.losses import classify, outputs
+from jcl.losses import OF_TOKENS, classify, outputs
 from jcl.meta.episodes import divided, over_episodes, without_batch_statistics
 
 
@@ -51,7 +51,7 @@ def prototypes(
             count = member.sum(axis=0)
             both = {
                 name: jnp.concatenate([support[name], queries[name]])
-                for name in ("inputs", "attention_mask")
+                for name in ("inputs", *OF_TOKENS)
                 if name in support
             }
             with without_batch_statistics(support):

@@ -42,14 +42,15 @@ class BertConfig:
         layers: number of blocks.
         heads: of every attention.
         inner: width between an MLP's two layers.
-        types: rows of the token type table, of which every input takes the first; 0 for
-            DistilBERT, which has none.
+        types: rows of the token type table, of which every token takes the first unless token_types
+            are given; 0 for DistilBERT, which has none.
         dropout: rate after the embedding, the attention weights, both branches of a block and the
             pooling of a classifier.
         epsilon: of the layer norms.
         head: "masked_lm" (logits of every token), "classes" (logits of the input) or "features"
             (no head: the last hidden states).
         classes: logits of the head "classes".
+        labels: the names of the classes, by class number, for config.json; they may be left out.
         pooling: of the hidden states for "classes" and for `Model.features`: "first" (the first
             token's, through the family's pooler) or "mean" (over the tokens that are no padding,
             as sentence encoders have it).
@@ -81,6 +82,7 @@ class BertConfig:
     precision: Precision = FLOAT32
     remat: bool = False
     attention: Performer | Linformer | None = None
+    labels: tuple[str, ...] = ()
 
     def __post_init__(self):
         for field in ("vocab_size", "positions", "width", "layers", "heads", "inner", "classes"):
@@ -105,14 +107,20 @@ class BertConfig:
                 f'BertConfig(family="{self.family}", types={self.types}): DistilBERT has no token '
                 "types (types=0), the others at least one."
             )
+        if self.labels and not len(self.labels) == len({*self.labels}) == self.classes:
+            raise InputError(
+                f"BertConfig(classes={self.classes}, labels={self.labels}): give each class a name "
+                "of its own, or none any, labels=()."
+            )
 
 
 def bert(config: BertConfig) -> Model:
     """An encoder with random weights.
 
     `apply` and `features` take `attention_mask` [batch, length], 1 where a token counts and 0 where
-    it is padding. `features` gives the pooled [batch, width], and [batch, length, width] for the
-    masked-LM head. Dropout stands where BERT has it in every family.
+    it is padding, and `token_types` [batch, length], such as 0 in the first text of a pair and 1 in
+    the second, which a DistilBERT leaves alone. `features` gives the pooled [batch, width], and
+    [batch, length, width] for the masked-LM head. Dropout stands where BERT has it in every family.
 
     >>> import jax, jax.numpy as jnp, jcl
     >>> config = jcl.models.BertConfig(
@@ -127,7 +135,7 @@ def bert(config: BertConfig) -> Model:
     module = Bert(config)
 
     def init(key: jax.Array) -> Any:
-        params = module.init(key, jnp.zeros((1, 1), jnp.int32), None, None)["params"]
+        params = module.init(key, jnp.zeros((1, 1), jnp.int32), None, None, None)["params"]
         return precision.cast(params, config.precision)
 
     def apply(
@@ -136,8 +144,9 @@ def bert(config: BertConfig) -> Model:
         key: jax.Array | None = None,
         *,
         attention_mask: Any = None,
+        token_types: Any = None,
     ) -> Float[Array, "batch ..."]:
-        output = module.apply({"params": params}, inputs, key, attention_mask)
+        output = module.apply({"params": params}, inputs, key, attention_mask, token_types)
         assert isinstance(output, jax.Array)
         return output
 
@@ -147,8 +156,10 @@ def bert(config: BertConfig) -> Model:
         key: jax.Array | None = None,
         *,
         attention_mask: Any = None,
+        token_types: Any = None,
     ) -> Float[Array, "batch ... width"]:
-        hidden = module.apply({"params": params}, inputs, key, attention_mask, head=False)
+        call = (inputs, key, attention_mask, token_types)
+        hidden = module.apply({"params": params}, *call, head=False)
         assert isinstance(hidden, jax.Array)
         return hidden
 
@@ -178,7 +189,7 @@ class Embeddings(nn.Module):
         self.types = table("token_type_embeddings", config.types) if config.types else None
         self.norm = LayerNorm(config.epsilon, name="LayerNorm")
 
-    def __call__(self, inputs, key):
+    def __call__(self, inputs, key, types):
         config = self.config
         places = jnp.arange(inputs.shape[1])
         if config.family == "roberta":
@@ -186,7 +197,7 @@ class Embeddings(nn.Module):
             places = config.padding + jnp.cumsum(real, axis=1) * real
         x = self.words[inputs].astype(jnp.float32) + self.places[places].astype(jnp.float32)
         if self.types is not None:
-            x = x + self.types[0]
+            x = x + (self.types[0] if types is None else self.types[types])
         return dropout(self.norm(x.reshape(-1, config.width)), config.dropout, key)
 
 
@@ -285,21 +296,23 @@ class Bert(nn.Module):
     config: BertConfig
 
     @nn.compact
-    def __call__(self, inputs, key, mask, head=True):
+    def __call__(self, inputs, key, mask, types, head=True):
         config, (batch, length) = self.config, inputs.shape
         if length > config.positions:
             raise InputError(
                 f"The input is {length} tokens long and the model has {config.positions} positions:"
                 " cut the text shorter, or give the model more positions."
             )
-        if mask is not None and mask.shape != inputs.shape:
-            raise InputError(
-                f"The attention_mask has the shape {mask.shape} and the inputs {inputs.shape}: "
-                "give one number for each token, 1 where it counts and 0 where it is padding."
-            )
+        for name, each in (("attention_mask", mask), ("token_types", types)):
+            if each is not None and each.shape != inputs.shape:
+                raise InputError(
+                    f"The {name} has the shape {each.shape} and the inputs {inputs.shape}: give "
+                    "one number for each token: of the mask 1 where it counts and 0 where it is "
+                    "padding, of the types that of its text."
+                )
         key_embedding, key_pooled, *keys = split(key, 2 + config.layers)
         embeddings = Embeddings(config, name="embeddings")
-        x = embeddings(inputs, key_embedding)
+        x = embeddings(inputs, key_embedding, types)
         for layer in range(config.layers):
             block = Layer(config, name=f"layer_{layer}")
             x = run(config.remat, block, x, length, mask, keys[layer])
@@ -447,16 +460,18 @@ def from_hf(settings: dict[str, Any]) -> BertConfig:
         padding = 0
     if family == "roberta":
         found["positions"] -= padding + 1
-    own = settings.get("jcl", {})
+    own, named = settings.get("jcl", {}), settings.get("id2label") or {}
+    head = own.get("head") or _head(family, settings.get("architectures"))
     return BertConfig(
         **found,
         types=0 if distil else settings.get("type_vocab_size", 2),
         epsilon=1e-12 if distil else settings.get("layer_norm_eps", 1e-12),
-        head=own.get("head") or _head(family, settings.get("architectures")),
-        classes=len(settings.get("id2label") or ()) or settings.get("num_labels", 2),
+        head=head,
+        classes=len(named) or settings.get("num_labels", 2),
         pooling=own.get("pooling", "first"),
         family=family,
         padding=padding,
+        labels=_labels(named) if head == "classes" else (),
     )
 
 
@@ -482,7 +497,7 @@ def to_hf(config: BertConfig) -> dict[str, Any]:
         settings["attention_probs_dropout_prob"] = config.dropout
         settings |= {"type_vocab_size": config.types, "layer_norm_eps": config.epsilon}
     if config.head == "classes":
-        names = [f"LABEL_{number}" for number in range(config.classes)]
+        names = config.labels or _unnamed(config.classes)
         settings["id2label"] = {str(number): name for number, name in enumerate(names)}
         settings["label2id"] = {name: number for number, name in enumerate(names)}
     head = _served(config)
@@ -532,6 +547,18 @@ def copies(config: BertConfig) -> dict[str, str]:
     if config.family == "distilbert":
         return {f"{decoder}.weight": words}
     return {f"{decoder}.decoder.weight": words, f"{decoder}.decoder.bias": "predictions/bias"}
+
+
+def _unnamed(classes: int) -> tuple[str, ...]:
+    """What Hugging Face calls classes without a name."""
+    return tuple(f"LABEL_{number}" for number in range(classes))
+
+
+def _labels(named: dict[str, Any]) -> tuple[str, ...]:
+    """The names of an id2label by class number; none where they are not one for each class."""
+    names: Any = tuple(named.get(str(number)) for number in range(len(named)))
+    own = all(isinstance(name, str) for name in names) and len({*names}) == len(names)
+    return names if own and names != _unnamed(len(names)) else ()
 
 
 def _served(config: BertConfig) -> str:

@@ -31,6 +31,7 @@ class Model(NamedTuple):
         cache: (params, batch, length) -> an empty one for so many tokens of so many texts.
         start: () -> SHA-256 (hex) of the params that `jcl.models.starting_from` was given; a run
             that goes on compares it.
+        source: the folder, or name on the hub, that `from_pretrained` read it from.
     """
 
     init: Callable[[jax.Array], Any]
@@ -42,6 +43,7 @@ class Model(NamedTuple):
     decode: Callable[..., tuple[jax.Array, Any]] | None = None
     cache: Callable[[Any, int, int], Any] | None = None
     start: Callable[[], str] | None = None
+    source: str | None = None
 
 
 def classifier(module: nn.Module, config: Any, shape: tuple[int, ...]) -> Model:

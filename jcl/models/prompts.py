@@ -23,11 +23,11 @@ def prompts(
     Prompt tuning, Lester et al. 2021, section 2, with params["prompt"] [slots, length, width];
     rows of the token table drawn at random begin it (section 3.2). With several slots the latest
     stands first (progressive prompts, see `jcl.progressive_prompts`), and slots not yet used stand
-    behind the inputs, where causal attention keeps them from acting, or the attention_mask where
-    one is given: models that look ahead, such as BERT, need it or must use all their slots. All
-    positions are computed whichever are used. Pretrained params p go in by
-    `{**model.init(key), **p}`. To train the prompt alone:
-    `chain(only("prompt", adamw(...)), freeze("*", but="prompt"))`.
+    behind the inputs, where causal attention keeps them from acting, or an attention_mask. All
+    positions are computed whichever are used. Of a model that gives one output for the whole input,
+    such as a BERT classifier, the head reads the first vector of the latest prompt, or the mean
+    over prompts and inputs. Pretrained params p go in by `{**model.init(key), **p}`. To train the
+    prompt alone: `chain(only("prompt", adamw(...)), freeze("*", but="prompt"))`.
 
     Args:
         make: config -> model, such as `jcl.models.gpt2`. It is called twice: the model that runs
@@ -38,8 +38,7 @@ def prompts(
         table: path of the token table [vocab, width] in the params.
 
     Raises:
-        InputError: the table is not there, the positions are too few, with the numbers, or the
-            model gives no output for every token.
+        InputError: the table is not there, or the positions are too few, with the numbers.
 
     >>> import jax, jax.numpy as jnp, jcl
     >>> config = jcl.models.GPT2Config(258, positions=8, width=4, layers=1, heads=2)
@@ -54,7 +53,7 @@ def prompts(
     vocab, positions = config.vocab_size, config.positions
     _check_positions(slots, length, 1, positions)
     wider = make(dataclasses.replace(config, vocab_size=vocab + total))
-    wider_shapes = wrapping.shapes(wider)
+    wider_shapes, ahead = wrapping.shapes(wider), wider.decode is None
     wrapping.chosen("prompts", table, wrapping.names(wider_shapes))
 
     def begin(key, params):
@@ -73,7 +72,7 @@ def prompts(
         return jax.tree_util.tree_map_with_path(pad, own, wider_shapes)
 
     def around(function):
-        def call(params, inputs, key=None, *, attention_mask=None):
+        def call(params, inputs, key=None, *, attention_mask=None, token_types=None):
             size = inputs.shape[1]
             _check_positions(slots, length, size, positions)
             front = length * params.get("prompts_used", slots)
@@ -87,20 +86,22 @@ def prompts(
                 return jnp.where(inside, shifted, others)
 
             options = {}
+            if attention_mask is None and ahead:
+                attention_mask = jnp.ones_like(inputs)
             if attention_mask is not None:
                 options["attention_mask"] = behind_prompt(attention_mask, place < front)
+            if token_types is not None:
+                options["token_types"] = behind_prompt(token_types, 0)
             output = function(widen(params), behind_prompt(inputs, prompt), key, **options)
             if output.ndim < 3:
-                raise InputError(
-                    "prompts: the model gives one output for the whole input; prompts are made for "
-                    "models that give one for every token, such as a language model."
-                )
+                return output
             return jax.lax.dynamic_slice_in_dim(output, front, size, axis=1)
 
         return call
 
     def apply(params, inputs, key=None, **rest):
-        return around(wider.apply)(params, inputs, key, **rest)[..., :vocab]
+        logits = around(wider.apply)(params, inputs, key, **rest)
+        return logits if logits.ndim < 3 else logits[..., :vocab]
 
     # The slots behind the inputs would stand in the way of what follows them in a cache.
     model = model._replace(apply=apply, features=around(wider.features), decode=None, cache=None)

@@ -70,7 +70,7 @@ def from_pretrained(
         InputError: there is no such checkpoint, it is a pickle, of a family that is not known, it
             asks for what the family has not, or tensors are missing, left over, or of another
             shape or type than the config says, or a tied head differs from the token table, each
-            by name; a parameter does not fit the sharding.
+            by name; a tensor holds a NaN or an infinity; a parameter does not fit the sharding.
 
     >>> import jax, jcl, tempfile
     >>> shape = jcl.models.GPT2Config(258, positions=8, width=4, layers=1, heads=2)
@@ -83,9 +83,7 @@ def from_pretrained(
     """
     if dtype is None:
         dtype = getattr(changes.get("precision"), "params", "float32")
-    dtype = None if dtype == "auto" else jnp.dtype(dtype)
-    if dtype is not None and dtype not in TYPES.values():
-        raise InputError(f'from_pretrained(dtype={dtype}): float32, float16, bfloat16 or "auto".')
+    dtype = None if dtype == "auto" else _type(dtype)
     folder = _local(source, ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"))
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise InputError(
@@ -132,6 +130,11 @@ def from_pretrained(
         for path, tensor in tensors.items():
             file, name = files[tensor.name]
             array = file.get_tensor(name)
+            if not np.isfinite(array).all():
+                raise InputError(
+                    f"{folder}: {name} holds a NaN or an infinity: fetch it again, or take "
+                    "a checkpoint of an earlier step."
+                )
             array = array.T if tensor.transpose else array
             array = array if dtype is None else array.astype(dtype)
             # Waiting, since the host keeps what is on its way.
@@ -141,6 +144,7 @@ def from_pretrained(
         for path, leaf in first.items():
             leaf = leaf if dtype is None else leaf.astype(dtype)
             params[path] = jax.device_put(leaf, places[path])
+    model = model._replace(source=str(source))
     return model, traverse_util.unflatten_dict(params, sep="/")
 
 
@@ -188,8 +192,13 @@ def tokenizer(source: str | os.PathLike[str]) -> Any:
     return found
 
 
-def _local(source: str | os.PathLike[str], patterns: tuple[str, ...]) -> Path:
+def _local(source: Any, patterns: tuple[str, ...]) -> Path:
     """The folder of a checkpoint, fetched from the hub where it is none here."""
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"{source!r} is no checkpoint: give its folder, or its name on the hub, such as "
+            '"openai-community/gpt2".'
+        )
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -234,10 +243,16 @@ def _weights(folder: Path) -> dict[Path, list[str] | None]:
 
 
 def _pickled(folder: Path, names: list[str]) -> str:
+    try:
+        (kind,) = read_json(folder / "config.json")["architectures"]
+    except (InputError, LookupError, TypeError, ValueError):
+        kind = None
+    if not isinstance(kind, str) or not re.fullmatch(r"\w+", kind):
+        kind = "AutoModel"
     return (
         f"{folder}: {listed(names)} may be a pickle, which can run any program when it is read, "
         "so jcl reads none. Where you trust it, turn it into safetensors, with PyTorch: "
-        f"transformers.AutoModelForCausalLM.from_pretrained({str(folder)!r})"
+        f"transformers.{kind}.from_pretrained({str(folder)!r})"
         '.save_pretrained("converted").'
     )
 
@@ -377,6 +392,17 @@ def _check_fresh(folder: Path, fresh: list[str], shapes: Mapping[str, Any], held
             )
 
 
+def _type(dtype: Any) -> np.dtype:
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found is None or found not in TYPES.values():
+        shown = dtype if found is None else found
+        raise InputError(f'from_pretrained(dtype={shown}): float32, float16, bfloat16 or "auto".')
+    return found
+
+
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     fields = [field.name for field in dataclasses.fields(config)]
     for name in changes:
@@ -384,6 +410,8 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
             raise InputError(
                 f"from_pretrained({name}=...): {type(config).__name__} has {', '.join(fields)}."
             )
+    if changes.get("classes") not in (None, getattr(config, "classes", None)):
+        changes = {"labels": (), **changes}  # the names of other classes
     return dataclasses.replace(config, **changes)
 
 
