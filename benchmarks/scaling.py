@@ -65,8 +65,8 @@ What a mesh does not make smaller, and no figure here shows:
 - `--device-data` puts the whole data set on every device.
 - Params that a run begins with (`jcl.models.starting_from`) stand whole on every host, and are
   constants of the program that splits them over the devices; fresh params are made split.
-- With several processes saving is synchronous: all wait while the arrays are written, and then while
-  process 0 alone reads all of the checkpoint for its SHA-256 sums.
+- With several processes saving is synchronous: all wait while the arrays are written, and then
+  while process 0 alone reads all of the checkpoint for its SHA-256 sums.
 """
 
 

@@ -202,9 +202,7 @@ def _remove(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def restore(
-    folder: Path, abstract: Any, *, own: bool = True
-) -> tuple[Any, dict[str, Any]] | None:
+def restore(folder: Path, abstract: Any, *, own: bool = True) -> tuple[Any, dict[str, Any]] | None:
     """The newest intact checkpoint's state and progress, or None if there is no checkpoint.
 
     A damaged checkpoint is passed over with a warning and, by the run alone, renamed to

@@ -42,8 +42,8 @@ FLAGS = (
 )
 
 
-# Bytes of temporaries, FLOPs, bytes of collectives by kind, loops of unknown length, and the abstract
-# batch.
+# Bytes of temporaries, FLOPs, bytes of collectives by kind, loops of unknown length, and the
+# abstract batch.
 Compiled = tuple[float, float, dict[str, float], int, Any]
 
 
@@ -196,8 +196,8 @@ def show(plan: Plan, title: str, console: Console) -> None:
     console.print(table)
     if plan.unknown:
         console.print(
-            f"{plan.unknown} of its loops run until a condition holds: each is counted as if it ran "
-            "once, so that a step takes more than these figures say."
+            f"{plan.unknown} of its loops run until a condition holds: each is counted as if it "
+            "ran once, so that a step takes more than these figures say."
         )
     how = (
         "The model itself was compiled (its config has no field layers, or few of them)."

@@ -342,8 +342,9 @@ def _picture(path: Path, report: dict[str, Any]) -> None:
     for row, values in enumerate(mean):
         for column, value in enumerate(values):
             bright = (value > middle) == report["higher_is_better"]
+            shown = "-" if rows[row][1 + column] == "-" else f"{value:.2f}"
             axes.text(
-                column, row, "-" if rows[row][1 + column] == "-" else f"{value:.2f}", ha="center", va="center",
+                column, row, shown, ha="center", va="center",
                 color="black" if bright else "white",
             )  # fmt: skip
     axes.set_xticks(range(len(report["tasks"])), report["tasks"])

@@ -171,8 +171,8 @@ class Placement:
             if not self.dealt and size % self._ways:
                 fewer = "choose a mesh with less of data and fsdp" if mesh else "use fewer devices"
                 raise InputError(
-                    f"A batch of {size} cannot be split over {self._ways} devices: {fewer}, such that "
-                    f"their product divides {size}, or a batch of a multiple of {self._ways}."
+                    f"A batch of {size} cannot be split over {self._ways} devices: {fewer}, such "
+                    f"that their product divides {size}, or a batch of a multiple of {self._ways}."
                 )
         if len(devices) == 1:
             self._mesh = None

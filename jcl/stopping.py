@@ -2,8 +2,8 @@
 
 Before there is anything to save it ends at once. Python would have SIGINT raise KeyboardInterrupt
 wherever the program is, and where that is a callback of a library, such as the one that JAX has at
-every collection of garbage, it is printed and forgotten. So SIGINT is left to the system, as SIGTERM
-is: in a process that is the command `jcl`, from here on, which is imported before JAX.
+every collection of garbage, it is printed and forgotten. So SIGINT is left to the system, as
+SIGTERM is: in a process that is the command `jcl`, from here on, which is imported before JAX.
 """
 
 import contextlib

@@ -106,7 +106,10 @@ def test_what_cannot_be_read_is_damaged(tmp_path, monkeypatch):
 def test_who_only_reads_renames_nothing(tmp_path):
     two(tmp_path)
     cut(tmp_path / "000001" / "progress.json")
-    for read in (checkpoint.read, lambda place: checkpoint.restore(place, abstract(STATE), own=False)):
+    for read in (
+        checkpoint.read,
+        lambda place: checkpoint.restore(place, abstract(STATE), own=False),
+    ):
         with pytest.warns(UserWarning, match="000001 is damaged"):
             assert read(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000", "000001"]

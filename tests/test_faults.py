@@ -83,7 +83,6 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(runs, finished, tmp
     assert len(places) >= (20 if ALL else 5)  # several of them behind the first checkpoint
 
 
-
 @pytest.mark.slow
 def test_a_signal_leaves_a_checkpoint_and_a_second_one_ends_it_at_once(runs, finished, tmp_path):
     arguments = ("--out", tmp_path / "run", *METHOD)
@@ -104,7 +103,7 @@ def test_a_signal_leaves_a_checkpoint_and_a_second_one_ends_it_at_once(runs, fin
     assert_same_end(tmp_path / "run", finished[0])
 
 
-# A library's callback, from which no exception gets out: JAX has one at every collection of garbage.
+# A callback from which no exception gets out, as JAX has one at every collection of garbage.
 IN_A_CALLBACK = (
     "import gc, os, signal\n"
     "gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.{name}))\n"
@@ -115,9 +114,13 @@ IN_A_CALLBACK = (
 @pytest.mark.parametrize(("name", "code"), [("SIGINT", -2), ("SIGTERM", -15)])
 def test_a_signal_before_there_is_anything_to_save_ends_it_at_once(name, code, runs, tmp_path):
     path = tmp_path / "starting.py"
-    config = edited(path, ("    net = model(config.width)\n", "    interrupt()\n    net = model(16)\n"))
+    config = edited(
+        path, ("    net = model(config.width)\n", "    interrupt()\n    net = model(16)\n")
+    )
     interrupt = IN_A_CALLBACK.format(name=name).replace("\n", "\n    ")
-    path.write_text(path.read_text().replace("def build(", f"def interrupt():\n    {interrupt}\n\ndef build("))
+    path.write_text(
+        path.read_text().replace("def build(", f"def interrupt():\n    {interrupt}\n\ndef build(")
+    )
     done = runs("--out", tmp_path / "runs" / "run", config=config)
     assert (done["code"], done["output"]) == (code, "")
     assert not (tmp_path / "runs").exists()
@@ -129,7 +132,9 @@ def test_a_signal_while_jax_is_imported_ends_the_command_at_once(tmp_path):
 
     def end(*arguments):
         command = [sys.executable, *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=tmp_path
+        )
         return done.returncode, done.stderr
 
     assert end("-m", "jcl", "run", TINY) == (-2, "")
@@ -138,7 +143,6 @@ def test_a_signal_while_jax_is_imported_ends_the_command_at_once(tmp_path):
     code, told = end("-c", "import jcl")  # as a library it leaves signals alone
     assert code not in (-2, 0)
     assert "Exception ignored" in told
-
 
 
 def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_anew(runs, tmp_path):
@@ -260,7 +264,6 @@ def test_a_data_file_that_changed_is_refused_by_name(runs, tmp_path):
     with (tmp_path / "digits").open("r+") as file:
         file.truncate(len(file.read()) - 1)
     assert "going on from stage 1" in runs(*arguments, config=config)["output"]
-
 
 
 def test_a_run_folder_of_an_older_schema_is_refused(tmp_path):

@@ -210,7 +210,9 @@ def test_a_setting_that_diverges_is_left_and_the_others_go_on(tmp_path, one_devi
 def test_where_all_settings_diverge_it_stops(tmp_path, one_device, capsys):
     flags = ["--grid", "rate=1e38,2e38"]
     assert command(tmp_path / "grid", *flags) == 1
-    assert re.search(r"is \S+ for .*\(rate 2e\+38, seed 0\) at task left, step", capsys.readouterr().err)
+    assert re.search(
+        r"is \S+ for .*\(rate 2e\+38, seed 0\) at task left, step", capsys.readouterr().err
+    )
     assert not (tmp_path / "grid" / "report.json").exists()
 
 
@@ -241,7 +243,6 @@ def test_a_grid_goes_on_until_the_last_has_diverged():
     assert watch.mean([1.0, np.nan, 3.0]) == 2.0
     with pytest.raises(InputError, match=r"\(rate 1.0, seed 0\) and \(rate 3.0, seed 2\) at"):
         watch.check("loss", [np.nan, np.nan, np.inf], "right", 1)
-
 
 
 @pytest.mark.parametrize(

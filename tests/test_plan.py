@@ -183,7 +183,13 @@ BATCH = {name: jax.ShapeDtypeStruct((16, 16), jnp.int32) for name in ("inputs", 
 def test_the_line_through_two_depths(monkeypatch):
     def made_up(experiment, mesh):
         layers = experiment.model.config.layers
-        return 100.0 + 10 * layers, 7.0 * layers, {"all-gather": 5.0, "all-reduce": layers}, 1, BATCH
+        return (
+            100.0 + 10 * layers,
+            7.0 * layers,
+            {"all-gather": 5.0, "all-reduce": layers},
+            1,
+            BATCH,
+        )
 
     monkeypatch.setattr(plan, "_compiled", made_up)
     devices = jax.device_count()

@@ -165,7 +165,9 @@ def test_meshes_that_are_refused(mesh, message, tmp_path, capsys):
 
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused():
-    with pytest.raises(InputError, match="A batch of 12 cannot be split over 8 devices: choose a mesh with less"):
+    with pytest.raises(
+        InputError, match="A batch of 12 cannot be split over 8 devices: choose a mesh with less"
+    ):
         Placement(16, 12, mesh="data=4,fsdp=2")
     Placement(12, mesh="data=2,fsdp=2,tensor=2")
 

@@ -675,7 +675,9 @@ def position(path, found, step=7, task_step=2, evaluate="boundaries", setting=(1
     """Of two replicas in a run of two stages, of 5 steps each, and two tasks."""
     stream = SimpleNamespace(stages=[0, 0], tasks=[0, 0])
     experiment = SimpleNamespace(stream=stream, epochs=None, steps=5, evaluate=evaluate, name="a")
-    program = SimpleNamespace(experiments=[experiment], replicas=2 * [SimpleNamespace(setting=setting)])
+    program = SimpleNamespace(
+        experiments=[experiment], replicas=2 * [SimpleNamespace(setting=setting)]
+    )
     state = SimpleNamespace(step=np.int32(step), task_step=np.int32(task_step))
     return _position(path, found, state, program, "own")
 
@@ -709,10 +711,14 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     refused("is of another run.*--fresh", position, tmp_path, {**POSITION, "run": "other"})
     description = {"name": "a", "config": {}, "config_hash": "c", "data": {}, "seeds": [0]}
     own = folder.fingerprint(description)
-    for change in ({"config": {"a": 1}}, {"config_hash": "d"}, {"data": {"a": "1"}}, {"seeds": [1]}):
+    for change in (
+        {"config": {"a": 1}},
+        {"config_hash": "d"},
+        {"data": {"a": "1"}},
+        {"seeds": [1]},
+    ):
         assert folder.fingerprint({**description, **change}) != own
     assert folder.fingerprint({**description, "grid": None, "versions": {"jax": "1"}}) == own
-
 
 
 # Checkpoints
