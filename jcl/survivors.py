@@ -70,13 +70,9 @@ class Survivors:
             raise Diverged(f"{what}{of} at {where}: {remedy}")
         for number in lost:
             self._diverged[number] = {"task": task, "step": step}
-        others = self._diverged.count(None)
         for number in lost:
-            self._tell(
-                number,
-                f"({self._replicas[number]}) has diverged: {what} at {where}. The other {others} "
-                "of the grid go on.",
-            )
+            said = f"({self._replicas[number]}) has diverged: {what} at {where}. The others go on."
+            self._tell(number, said)
 
     def numbers(self, values: Any) -> list[float | None]:
         """One for each replica, as JSON knows them: None of those that have diverged, or where it

@@ -108,6 +108,7 @@ IN_A_CALLBACK = (
     "import gc, os, signal\n"
     "gc.callbacks.append(lambda *_: os.kill(os.getpid(), signal.{name}))\n"
     "gc.collect()\n"
+    "gc.callbacks.clear()\n"
 )
 
 
