@@ -166,7 +166,7 @@ def test_a_setting_that_diverges_is_left_and_the_others_go_on(tmp_path, one_devi
     assert command(place, *flags) == 0
     told, report = capsys.readouterr(), read(place)
     said = re.search(
-        r"warning: \(rate 1e\+38, seed 0\) has diverged: .* at task left, step (\d+)\. The others go",
+        r"warning: \(rate 1e\+38, seed 0\) has diverged: .* at task left, step (\d+)\. The other",
         told.err,
     )
     assert said, told.err
