@@ -48,7 +48,8 @@ How to read them:
 - Temporaries are what the CPU's program and its order of work need, most likely more than a GPU's
   or TPU's: it computes bfloat16 in float32, holds attention's weights in full, and sums most weight
   gradients at the end of the step. What does not fit here may fit there.
-- Matmuls count loops as often as they run. Beside them stands 6 x params x tokens of the batch, a
+- Matmuls (and convolutions) count loops as often as they run; one whose length the program does not
+  say counts once, and `jcl plan` says so. Beside them stands 6 x params x tokens of the batch, a
   device's share. Full fine-tuning lies above it by the forward pass that remat repeats (nearly 8
   in place of 6) and by attention; LoRA has no gradients of frozen weights (6 in place of 8 with
   remat), on twice the tokens.
@@ -56,6 +57,16 @@ How to read them:
   weights as float32, twice what they need, and sums a gradient in full before each device takes its
   part of it, where a GPU or TPU would reduce-scatter.
 - Only the step is compiled: not the Fisher information at a boundary, not an evaluation.
+
+What a mesh does not make smaller, and no figure here shows:
+
+- Every process calls `build`: each host reads and tokenizes its text files whole, and holds all of
+  the tokens. Only the batches are divided.
+- `--device-data` puts the whole data set on every device.
+- Params that a run begins with (`jcl.models.starting_from`) stand whole on every host, and are
+  constants of the program that splits them over the devices; fresh params are made split.
+- With several processes saving is synchronous: all wait while the arrays are written, and then
+  while process 0 alone reads all of the checkpoint for its SHA-256 sums.
 """
 
 

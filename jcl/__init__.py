@@ -1,5 +1,6 @@
 """jcl: continual and online learning for language models in JAX."""
 
+import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
 from jcl import data, losses, memory, meta, models, probes
 from jcl.core import (
     Strategy,

@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jcl import checks, grid, hosts, sharding
+from jcl import checks, grid, hosts, sharding, stopping
 from jcl.allocator import one_arena
 from jcl.errors import InputError, Stopped
 
@@ -121,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 refused or failed, 2 bad usage, 75 (EX_TEMPFAIL) stopped by
-        SIGTERM or SIGINT behind one more checkpoint, 130 interrupted before there was one.
+        SIGTERM or SIGINT behind one more checkpoint. Before there is anything to save a signal ends
+        `jcl run` at once, by itself: 130 or 143 to a shell.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
@@ -158,9 +159,6 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return _failed(1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return _failed(130)
     return 0
 
 
@@ -206,6 +204,7 @@ def load_config(path: Path) -> ModuleType:
     return module
 
 
+@stopping.at_once()
 def _run(arguments: list[str]) -> None:
     if not arguments or arguments[0].startswith("-"):
         raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")

@@ -79,10 +79,15 @@ def reopen(
         shapes = LearnerState(*own, *shapes[3:])
     place = SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda leaf: leaf.update(sharding=place), shapes)
-    restored = checkpoint.restore(run / "checkpoints", abstract)
+    identity = folder.fingerprint(description)
+    restored = checkpoint.restore(run / "checkpoints", abstract, own=False)
     if restored is None:
         raise InputError(f"{run} holds no checkpoint yet: start the run, or wait for it.")
     state, position = restored
+    if position.get("run", identity) != identity:  # older versions did not write it
+        raise InputError(
+            f"{run}: its newest checkpoint is of another run: put the run's own checkpoints back."
+        )
     if len(seeds) > 1:
         state = LearnerState(*jax.tree.map(lambda leaf: leaf[which], state[:3]), *state[3:])
     try:

@@ -22,7 +22,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -33,10 +33,13 @@ from jcl.errors import InputError, SaveError
 
 SCHEMA = 1
 # Orbax looks at the wall clock to see whether it has waited for too long, and that clock may jump.
+# Several processes know by their heartbeats that one is gone.
 PATIENT = ocp.options.AsyncOptions(
     timeout_secs=365 * 24 * 3600, create_directories_asynchronously=False
 )
 _LEAF = {"path": str, "shape": [int], "dtype": str}
+
+Loaded = TypeVar("Loaded")
 
 for _name in ("absl", "orbax", "asyncio"):  # they report what save raises, at length
     logging.getLogger(_name).setLevel(logging.CRITICAL)
@@ -135,9 +138,7 @@ def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Cal
     }
     with _cleared(partial, final, last):
         hosts.by_first(lambda: _begin(partial))
-        # Several processes know by their heartbeats that one is gone.
-        waiting = ocp.options.AsyncOptions() if hosts.several() else PATIENT
-        checkpointer = ocp.StandardCheckpointer(async_options=waiting)
+        checkpointer = ocp.StandardCheckpointer(async_options=PATIENT)
         try:
             checkpointer.save(partial.absolute() / "state", _named(state))
         except BaseException:
@@ -201,14 +202,17 @@ def _remove(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
+def restore(folder: Path, abstract: Any, *, own: bool = True) -> tuple[Any, dict[str, Any]] | None:
     """The newest intact checkpoint's state and progress, or None if there is no checkpoint.
 
-    A damaged checkpoint is passed over with a warning and renamed to `*.damaged`.
+    A damaged checkpoint is passed over with a warning and, by the run alone, renamed to
+    `*.damaged`.
 
     Args:
         folder: the run's `checkpoints/`.
         abstract: the state as `jax.ShapeDtypeStruct`s with shardings.
+        own: whether this is the run itself, which holds the folder's lock; anybody else changes
+            nothing, and the run may write on and remove meanwhile what is being read.
 
     Raises:
         InputError: checkpoints exist and none is intact, or the newest intact one is of a newer
@@ -216,36 +220,15 @@ def restore(folder: Path, abstract: Any) -> tuple[Any, dict[str, Any]] | None:
     """
     if folder.is_symlink():
         raise InputError(f"{folder} is a link: put there what it leads to.")
-    name = hosts.by_first(lambda: _newest(folder))
-    if name is None:
-        return None
-    path = folder / name
-    with hosts.together():
-        _check(path, _manifest(path), abstract)
-    named = _arrays(path, _named(abstract))
-    state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
-    return state, _progress(path)
 
+    def load(path):
+        with hosts.together():
+            _check(path, _manifest(path), abstract)
+        named = _arrays(path, _named(abstract))
+        state = jax.tree.unflatten(jax.tree.structure(abstract), list(named.values()))
+        return state, _progress(path)
 
-def _newest(folder: Path) -> str | None:
-    """The name of the newest intact checkpoint; damaged ones behind it are renamed."""
-    numbers = _numbers(folder)
-    for number in sorted(numbers, reverse=True):
-        path = folder / f"{number:06d}"
-        damage = _damage(path)
-        if not damage:
-            return path.name
-        warnings.warn(
-            f"The checkpoint {path} is damaged ({damage}): the one before it is taken.",
-            stacklevel=2,
-        )
-        path.rename(_free(path.with_suffix(".damaged")))
-    if numbers:
-        raise InputError(
-            f"None of the {len(numbers)} checkpoints in {folder} is intact; start the same command "
-            "with --fresh to begin again."
-        )
-    return None
+    return _of_newest(folder, load, own=own)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -253,24 +236,67 @@ def read(folder: Path) -> dict[str, Any]:
     device.
 
     Args:
-        folder: the run's `checkpoints/`; nothing in it is changed.
+        folder: the run's `checkpoints/`; nothing in it is changed, and the run may be going on.
 
     Raises:
         InputError: there is no intact checkpoint, or it is of a newer or older schema.
     """
-    intact = [n for n in sorted(_numbers(folder), reverse=True) if not _damage(folder / f"{n:06d}")]
-    if not intact:
-        raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
-    path = folder / f"{intact[0]:06d}"
-    leaves = _manifest(path)["leaves"]
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(leaf):
         return jax.ShapeDtypeStruct(tuple(leaf["shape"]), _dtype(leaf), sharding=place)
 
-    _check_declared(path, leaves)
-    found = _arrays(path, {name: abstract(leaf) for name, leaf in leaves.items()})
-    return {leaf["path"]: found[name] for name, leaf in leaves.items()}
+    def load(path):
+        leaves = _manifest(path)["leaves"]
+        _check_declared(path, leaves)
+        found = _arrays(path, {name: abstract(leaf) for name, leaf in leaves.items()})
+        return {leaf["path"]: found[name] for name, leaf in leaves.items()}
+
+    found = _of_newest(folder, load, own=False)
+    if found is None:
+        raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
+    return found
+
+
+def _of_newest(folder: Path, load: Callable[[Path], Loaded], *, own: bool) -> Loaded | None:
+    """What `load` makes of the newest intact checkpoint, of a newer one where its run has removed
+    that meanwhile; None if there is none."""
+    while True:
+        name = hosts.by_first(lambda: _newest(folder, own))
+        if name is None:
+            return None
+        try:
+            return load(folder / name)
+        except (InputError, OSError):
+            if own or not _damage(folder / name):
+                raise
+
+
+def _newest(folder: Path, own: bool) -> str | None:
+    """The name of the newest intact checkpoint; damaged ones behind it are renamed by their own
+    run."""
+    passed: set[int] = set()
+    while left := set(_numbers(folder)) - passed:
+        number = max(left)  # looked for anew, since a run may be writing more
+        path = folder / f"{number:06d}"
+        damage = _damage(path)
+        if not damage:
+            return path.name
+        passed.add(number)
+        if not own and not path.exists():
+            continue
+        warnings.warn(
+            f"The checkpoint {path} is damaged ({damage}): the one before it is taken.",
+            stacklevel=2,
+        )
+        if own:
+            path.rename(_free(path.with_suffix(".damaged")))
+    if passed:
+        raise InputError(
+            f"None of the {len(passed)} checkpoints in {folder} is intact; start the same command "
+            "with --fresh to begin again."
+        )
+    return None
 
 
 def _dtype(leaf: dict[str, Any]) -> Any:
@@ -377,19 +403,19 @@ def _sum(path: Path) -> str:
 
 def _damage(path: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
-    for file in (path, *path.rglob("*")):
-        if file.is_symlink() or not (file.is_file() or file.is_dir()):
-            return f"{file.relative_to(path.parent)} is a link, or no file"
     try:
+        for file in (path, *path.rglob("*")):
+            if file.is_symlink() or not (file.is_file() or file.is_dir()):
+                return f"{file.relative_to(path.parent)} is a link, or no file"
         if (path / "manifest.sha256").read_text() != _sum(path / "manifest.json"):
             return "manifest.json has another SHA-256 sum than manifest.sha256"
         manifest = strict.read_json(path / "manifest.json")
         strict.fits(manifest, {"schema": int, "sha256": {str: str}})
-        expected = manifest["sha256"]
-    except (OSError, ValueError) as error:
-        return f"its manifest cannot be read: {_first_line(error)}"
-    found = _sums(path)
-    del found["manifest.json"], found["manifest.sha256"]
+        expected, found = manifest["sha256"], _sums(path)
+    except (OSError, ValueError) as error:  # of the disk, or a file of it was removed meanwhile
+        return f"it cannot be read: {_first_line(error)}"
+    for name in ("manifest.json", "manifest.sha256"):
+        found.pop(name, None)
     for name in sorted(expected.keys() | found.keys()):
         if name not in found:
             return f"{name} is missing"

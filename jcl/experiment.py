@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import optax
 
-from jcl import checks, data
+from jcl import checks, data, strict
 from jcl.core import Strategy, lift
 from jcl.errors import InputError
 from jcl.learner import LossFn, check_needs
@@ -88,7 +88,7 @@ class Experiment:
                 f"Experiment {self.name!r}: give either steps or epochs, "
                 f"not steps={self.steps} and epochs={self.epochs}."
             )
-        if not self.name or "/" in self.name or self.name.startswith("."):
+        if not self.name or self.name[0] == "." or "/" in self.name or strict.control(self.name):
             raise InputError(f"Experiment(name={self.name!r}): the name becomes a folder's name.")
 
 

@@ -113,6 +113,12 @@ def identity(description: dict[str, Any]) -> dict[str, Any]:
     return {name: description[name] for name in (*IDENTITY, "mesh", "versions")}
 
 
+def fingerprint(description: Mapping[str, Any]) -> str:
+    """SHA-256 of what tells one run from another, of a `describe` or of what `read_config` gave."""
+    own = {name: description.get(name) for name in IDENTITY}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
 def check_alike(first: dict[str, Any], own: dict[str, Any]) -> None:
     """Refuses a process that was started otherwise than process 0.
 

@@ -28,13 +28,16 @@ class Work(NamedTuple):
     """Of one device, in one run of the program.
 
     Attributes:
-        flops: of its matmuls, a multiplication and an addition each.
+        flops: of its matmuls and convolutions, a multiplication and an addition each.
         collectives: bytes it takes part in moving, by kind: of every collective operation the
             larger of what goes in and what comes out, an all-reduce counted once.
+        unknown: loops with either in them whose length the program does not say, such as one that
+            runs until it has converged: they are counted as if they ran once.
     """
 
     flops: float
     collectives: dict[str, float]
+    unknown: int = 0
 
 
 class _Instruction(NamedTuple):
@@ -64,12 +67,17 @@ def work(text: str) -> Work:
         operands = [types[found] for found in _operands(each.rest) if found in types]
         if kind == "dot":
             return Work(_dot(each, operands[0]), {})
+        if kind == "convolution":
+            return Work(_convolution(each, operands[1]), {})
         if kind in COLLECTIVES:
             moved = max(_bytes(each.type), sum(map(_bytes, operands)))
             return Work(0.0, {kind: float(moved)})
         if kind == "while":
             trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', each.rest)
-            return _times(int(trips[1]) if trips else 1, total(_named(each.rest, "body")[0]))
+            body = total(_named(each.rest, "body")[0])
+            if trips:
+                return _times(int(trips[1]), body)
+            return body._replace(unknown=body.unknown + bool(body.flops or body.collectives))
         if kind == "conditional":
             names = re.search(r"branch_computations=\{([^}]*)\}", each.rest)
             branches = re.findall(r"[\w.-]+", names[1]) if names else []
@@ -126,8 +134,21 @@ def _dot(each: _Instruction, left: str) -> float:
     return 2.0 * math.prod(_shape(result)) * math.prod(_shape(operand)[axis] for axis in axes)
 
 
+def _convolution(each: _Instruction, kernel: str) -> float:
+    """Padding counts as if it were data."""
+    result, weights = _ARRAY.search(each.type), _ARRAY.search(kernel)
+    labels = re.search(r"dim_labels=\w+_(\w+)->", each.rest)
+    assert result is not None
+    assert weights is not None
+    assert labels is not None
+    shape = _shape(weights)
+    del shape[labels[1].index("o")]
+    return 2.0 * math.prod(_shape(result)) * math.prod(shape)
+
+
 def _times(number: int, one: Work) -> Work:
-    return Work(number * one.flops, {kind: number * size for kind, size in one.collectives.items()})
+    moved = {kind: number * size for kind, size in one.collectives.items()}
+    return Work(number * one.flops, moved, one.unknown)
 
 
 def _sum(parts: list[Work]) -> Work:
@@ -135,4 +156,5 @@ def _sum(parts: list[Work]) -> Work:
     return Work(
         sum(part.flops for part in parts),
         {kind: sum(part.collectives.get(kind, 0.0) for part in parts) for kind in kinds},
+        sum(part.unknown for part in parts),
     )

@@ -35,7 +35,8 @@ def metrics(
     forgetting_last: mean_{j<T} R[j][j] - R[T][j].
     average_incremental: mean_i mean_{j<=i} R[i][j].
 
-    A matrix with fewer than T + 1 rows (joint training has two) defines only the first.
+    A matrix with fewer than T + 1 rows (joint training has two) defines only the first, and one
+    with numbers that are not finite, such as those of a run that has diverged, none.
 
     Args:
         matrix: rows 0 to T by tasks 1 to T; in the unit of the measure.
@@ -44,7 +45,7 @@ def metrics(
     matrix = np.asarray(matrix, np.float64)
     rows, tasks = matrix.shape
     values: dict[str, float | None] = dict.fromkeys(METRICS)
-    if rows < 2:
+    if rows < 2 or not np.isfinite(matrix).all():
         return values
     values["average_accuracy"] = float(matrix[-1].mean())
     if rows != tasks + 1:

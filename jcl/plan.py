@@ -42,8 +42,9 @@ FLAGS = (
 )
 
 
-# Bytes of temporaries, FLOPs, bytes of collectives by kind, and the abstract batch.
-Compiled = tuple[float, float, dict[str, float], Any]
+# Bytes of temporaries, FLOPs, bytes of collectives by kind, loops of unknown length, and the
+# abstract batch.
+Compiled = tuple[float, float, dict[str, float], int, Any]
 
 
 class Plan(NamedTuple):
@@ -61,8 +62,9 @@ class Plan(NamedTuple):
         memory: examples kept, and rings of the last batches.
         temporaries: what else stands at once at the peak: activations, gradients, gathered params;
             as a CPU orders the work, most likely more than on a GPU or TPU.
-        flops: of matmuls.
+        flops: of matmuls and convolutions.
         collectives: {kind: bytes}, see `jcl.hlo.Work`.
+        unknown: loops that are counted as if they ran once, see there.
     """
 
     mesh: str
@@ -77,6 +79,7 @@ class Plan(NamedTuple):
     temporaries: int
     flops: float
     collectives: dict[str, float]
+    unknown: int
 
     @property
     def held(self) -> dict[str, int]:
@@ -107,11 +110,11 @@ def plan(build: Callable[[Any], Experiment], config: Any, mesh: str) -> Plan:
     if isinstance(layers, int) and layers > max(DEPTHS):
         depths = DEPTHS
         low, high = (build(dataclasses.replace(config, layers=depth)) for depth in DEPTHS)
-        temporaries, flops, collectives, batch = _extended(
+        temporaries, flops, collectives, unknown, batch = _extended(
             _compiled(low, mesh), _compiled(high, mesh), layers
         )
     else:
-        temporaries, flops, collectives, batch = _compiled(experiment, mesh)
+        temporaries, flops, collectives, unknown, batch = _compiled(experiment, mesh)
     functions = learner(experiment.loss_fn, experiment.strategy)
     with memory.shapes_alone():
         state = jax.eval_shape(lambda: first_state(experiment, functions, batch))
@@ -135,6 +138,7 @@ def plan(build: Callable[[Any], Experiment], config: Any, mesh: str) -> Plan:
         temporaries=round(temporaries),
         flops=flops,
         collectives=collectives,
+        unknown=unknown,
     )
 
 
@@ -184,12 +188,17 @@ def show(plan: Plan, title: str, console: Console) -> None:
         console.print(f"{size} GB: {'fits' if short <= 0 else verdict}")
     table = Table("a step, on each device", "", title_justify="left")
     table.columns[1].justify = "right"
-    table.add_row("matmuls, TFLOP", f"{plan.flops / 1e12:,.3f}")
+    table.add_row("matmuls and convolutions, TFLOP", f"{plan.flops / 1e12:,.3f}")
     table.add_row("6 x params x tokens, TFLOP", f"{plan.expected_flops / 1e12:,.3f}")
     for kind, size in sorted(plan.collectives.items()):
         table.add_row(f"{kind}, GB", f"{size / 1e9:,.3f}")
     table.add_row("all collectives, GB", f"{sum(plan.collectives.values()) / 1e9:,.3f}")
     console.print(table)
+    if plan.unknown:
+        console.print(
+            f"{plan.unknown} of its loops run until a condition holds: each is counted as if it "
+            "ran once, so that a step takes more than these figures say."
+        )
     how = (
         "The model itself was compiled (its config has no field layers, or few of them)."
         if not plan.compiled
@@ -205,7 +214,7 @@ def _compiled(experiment: Experiment, mesh: str) -> Compiled:
     compiled = lowered.compile()
     told, done = compiled.memory_analysis(), hlo.work(compiled.as_text())
     assert told is not None
-    return told.temp_size_in_bytes, done.flops, done.collectives, batch
+    return told.temp_size_in_bytes, done.flops, done.collectives, done.unknown, batch
 
 
 def _extended(low: Compiled, high: Compiled, layers: int) -> Compiled:
@@ -217,7 +226,8 @@ def _extended(low: Compiled, high: Compiled, layers: int) -> Compiled:
 
     kinds = sorted({*low[2], *high[2]})
     collectives = {kind: at(low[2].get(kind, 0.0), high[2].get(kind, 0.0)) for kind in kinds}
-    return at(low[0], high[0]), at(low[1], high[1]), collectives, low[3]
+    unknown = round(at(low[3], high[3]))
+    return at(low[0], high[0]), at(low[1], high[1]), collectives, unknown, low[4]
 
 
 def _parts(sizes: Any, state: Any) -> tuple[int, int, int]:

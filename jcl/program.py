@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jcl import data, grid, memory
-from jcl.errors import REMEDY, Diverged, InputError
+from jcl.errors import InputError
 from jcl.experiment import (
     Experiment,
     check,
@@ -93,7 +93,8 @@ class Program:
         probe = functools.partial(_probe, probes)
         probe = jax.vmap(probe) if len(experiments) > 1 else probe
         self._probe = jax.jit(probe, out_shardings=fetched)
-        self._finite = jax.jit(_all_finite, out_shardings=fetched)
+        finite = _all_finite if len(experiments) == 1 else jax.vmap(_all_finite, in_axes=(_OWN,))
+        self._finite = jax.jit(finite, out_shardings=fetched)
         # Traced on shapes, so that a strategy refuses what it must before anything is compiled.
         if self._settings:
             self._check_settings(plain)
@@ -290,14 +291,9 @@ class Program:
             "`jcl plan` says what a step would take."
         )
 
-    def check_finite(self, state: LearnerState, stage: int, step: int) -> None:
-        """Refuses params that are not finite, so that none is ever saved."""
-        if not bool(self._finite(state)):
-            name = stage_name(self.experiments[0], max(0, stage - (step == 0)))
-            raise Diverged(
-                "The params are not finite, or the strategy's state is not a number, at task "
-                f"{name}, step {step}: {REMEDY}"
-            )
+    def finite(self, state: LearnerState) -> Any:
+        """Of which replicas the state is finite, so that none that is not is ever saved."""
+        return jax.device_get(self._finite(state))
 
     def _initial(self) -> LearnerState:
         own = self._learner(self.experiments[0])
@@ -389,6 +385,9 @@ def _pad(arrays: Any, length: int) -> Any:
         else leaf
         for key, leaf in arrays.items()
     }
+
+
+_OWN: Any = LearnerState(0, 0, 0, None, None, None)  # pyright: ignore[reportArgumentType]
 
 
 def _all_finite(state: LearnerState) -> jax.Array:

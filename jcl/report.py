@@ -1,6 +1,5 @@
 """The proof: report.json, report.md and matrix.png of a run, and runs side by side."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,16 @@ _SOME = strict.NUMBER | None
 _METRICS = {name: {"mean": _SOME, "ci95": _SOME, "values": [_SOME]} for name in METRICS}
 SHAPE = {
     "name": str, "tasks": [str], "measure": str, "higher_is_better": bool, "seeds": [int],
-    "matrix": [[[strict.NUMBER]]], "metrics": _METRICS, "wall_seconds": strict.NUMBER,
+    "matrix": [[[_SOME]]], "metrics": _METRICS, "wall_seconds": strict.NUMBER,
     "steps": int, "step_seconds_median": _SOME, "traces": {str: int}, "config": {str: object},
     "versions": {str: str},
 }  # fmt: skip
 # Of a run of several settings alone.
 GRID_SHAPE = {
-    "settings": [{str: strict.NUMBER}], "best": int,
+    "settings": [{str: strict.NUMBER}], "best": int | None,
     "by_setting": [{"setting": {str: strict.NUMBER}, "metrics": _METRICS}],
 }  # fmt: skip
+_WHERE = {"task": str, "step": int}  # a replica of a grid has diverged
 
 
 def make(
@@ -38,7 +38,7 @@ def make(
     measure: str,
     higher_is_better: bool,
     seeds: list[int],
-    matrix: list[list[list[float]]],
+    matrix: list[list[list[float | None]]],
     wall_seconds: float,
     steps: int,
     step_seconds_median: float | None,
@@ -46,12 +46,15 @@ def make(
     config: dict[str, Any],
     versions: dict[str, str],
     settings: Sequence[Mapping[str, float]] = (),
+    diverged: Sequence[Mapping[str, Any] | None] = (),
 ) -> dict[str, Any]:
     """The content of report.json; matrix is [seed][row][task], row 0 before training.
 
     Where the replicas of a grid differ in their settings, seeds, matrix and settings have one entry
     for each replica. A mean over different settings is undefined; `by_setting` has each setting's
-    own, and `best` is the number of the one whose average accuracy is best.
+    own, and `best` is the number of the one whose average accuracy is best. Where replicas have
+    diverged, `diverged` has for each None, or the task and step; what it had not measured before is
+    null, and so are the metrics of its setting, which is never the best.
     """
     report = {
         "schema": SCHEMA,
@@ -61,7 +64,7 @@ def make(
         "higher_is_better": higher_is_better,
         "seeds": seeds,
         "matrix": matrix,
-        "metrics": summary(np.asarray(matrix), higher_is_better=higher_is_better),
+        "metrics": summary(np.asarray(matrix, np.float64), higher_is_better=higher_is_better),
         "wall_seconds": wall_seconds,
         "steps": steps,
         "step_seconds_median": step_seconds_median,
@@ -69,36 +72,41 @@ def make(
         "config": config,
         "versions": versions,
     }
-    return report if not any(settings) else report | _grid(report, settings)
+    if not any(settings):
+        return report
+    gone = {"diverged": list(diverged)} if any(diverged) else {}
+    return report | _grid(report, settings) | gone
 
 
 def _grid(report: dict[str, Any], settings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     of: dict[tuple[Any, ...], list[int]] = {}
     for number, setting in enumerate(settings):
         of.setdefault(tuple(setting.items()), []).append(number)
-    higher, matrix = report["higher_is_better"], np.asarray(report["matrix"])
+    higher, matrix = report["higher_is_better"], np.asarray(report["matrix"], np.float64)
     by_setting = [
         {"setting": dict(setting), "metrics": summary(matrix[numbers], higher_is_better=higher)}
         for setting, numbers in of.items()
     ]
     averages = [each["metrics"]["average_accuracy"]["mean"] for each in by_setting]
+    defined = [number for number, average in enumerate(averages) if average is not None]
     undefined = {"mean": None, "ci95": None}
     return {
         "metrics": {name: each | undefined for name, each in report["metrics"].items()},
         "settings": [dict(setting) for setting in settings],
         "by_setting": by_setting,
-        "best": averages.index((max if higher else min)(averages)),
+        "best": (max if higher else min)(defined, key=averages.__getitem__, default=None),
     }
 
 
 def of_best(report: dict[str, Any]) -> dict[str, Any]:
-    """The report of a grid's best setting as if it had been run by itself; any other as it is."""
-    if "settings" not in report:
+    """The report of a grid's best setting as if it had been run by itself; any other as it is, and
+    that of a grid that has no best one."""
+    if report.get("best") is None:
         return report
     best = report["by_setting"][report["best"]]
     numbers = [n for n, setting in enumerate(report["settings"]) if setting == best["setting"]]
     return {
-        **{name: value for name, value in report.items() if name not in GRID_SHAPE},
+        **{name: value for name, value in report.items() if name not in (*GRID_SHAPE, "diverged")},
         "name": f"{report['name']}, {shown(best['setting'])}",
         "config": report["config"] | best["setting"],
         "metrics": best["metrics"],
@@ -163,15 +171,41 @@ def _check(report: dict[str, Any]) -> None:
     if min(rows) < 2:
         raise ValueError("its matrix lacks the row before training or the one after it")
     fields: list[str] = []
+    diverged = [None] * len(seeds)
     if "settings" in report:
-        strict.fits(report, GRID_SHAPE)
-        settings, by_setting = report["settings"], report["by_setting"]
-        if len(settings) != len(seeds) or not 0 <= report["best"] < len(by_setting):
-            raise ValueError("its settings are not those of its replicas")
-        fields = [name for each in settings for name in each]
+        diverged = _check_grid(report)
+        fields = [name for each in report["settings"] for name in each]
+        fields += [each["task"] for each in diverged if each]
+    for number, each in enumerate(matrix):
+        if diverged[number] is None and any(None in row for row in each):
+            raise ValueError(f"its matrix[{number}] has a null, and its replica has not diverged")
     names = "".join([report["name"], report["measure"], *tasks, *fields])
-    if shown := re.search("[\x00-\x1f\x7f-\x9f]", names):  # a terminal would obey it
-        raise ValueError(f"one of its names holds the control character {shown[0]!r}")
+    if shown := strict.control(names):
+        raise ValueError(f"one of its names holds the control character {shown}")
+
+
+def _check_grid(report: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """Passes what only the report of a grid has; which replicas have diverged."""
+    strict.fits(report, GRID_SHAPE)
+    seeds, settings, by_setting = (report[key] for key in ("seeds", "settings", "by_setting"))
+    distinct = list({tuple(each.items()): each for each in settings}.values())
+    fields = [tuple(each) for each in settings]
+    if len(settings) != len(seeds) or not all(fields) or len(set(fields)) != 1:
+        raise ValueError("its settings are not those of its replicas")
+    if [each["setting"] for each in by_setting] != distinct:
+        raise ValueError("its by_setting is not of its settings")
+    averages = [each["metrics"]["average_accuracy"]["mean"] for each in by_setting]
+    best = report["best"]
+    if best is not None and not (0 <= best < len(averages) and averages[best] is not None):
+        raise ValueError(f"its best is {best}, which is no setting with an average accuracy")
+    diverged = report.get("diverged", [None] * len(seeds))
+    strict.fits({"diverged": diverged}, {"diverged": [dict | None]})
+    if len(diverged) != len(seeds):
+        raise ValueError("its diverged is not of its replicas")
+    for number, each in enumerate(diverged):
+        if each is not None:
+            strict.fits(each, _WHERE, f"its diverged[{number}]")
+    return diverged
 
 
 def show(reports: Sequence[dict[str, Any]], console: Console) -> None:
@@ -186,6 +220,8 @@ def show(reports: Sequence[dict[str, Any]], console: Console) -> None:
             for row in rows:
                 table.add_row(*row)
             console.print(table)
+            for line in _diverged(report):
+                console.print(line)
     reports = [of_best(report) for report in reports]
     for report in reports:
         table = Table(title=_title(report), title_justify="left")
@@ -211,13 +247,18 @@ def _title(report: dict[str, Any]) -> str:
 
 
 def _rows(report: dict[str, Any]) -> list[list[str]]:
-    mean = np.asarray(report["matrix"]).mean(axis=0)
+    mean = _mean(report)
     names = ["(before)", *report["tasks"]]
     if len(mean) != len(names):
         names = ["(before)", *[f"stage {number}" for number in range(len(mean) - 2)], "(all)"]
     return [
-        [name, *(f"{value:.3f}" for value in row)] for name, row in zip(names, mean, strict=True)
+        [name, *("-" if np.isnan(value) else f"{value:.3f}" for value in row)]
+        for name, row in zip(names, mean, strict=True)
     ]
+
+
+def _mean(report: dict[str, Any]) -> np.ndarray:
+    return np.asarray(report["matrix"], np.float64).mean(axis=0)
 
 
 def _interval(report: dict[str, Any], name: str) -> str:
@@ -239,14 +280,28 @@ def _settings(report: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def _best(report: dict[str, Any]) -> str:
+    if report["best"] is None:
+        return "every setting has diverged with some seed"
     return f"best average accuracy: {shown(report['by_setting'][report['best']]['setting'])}"
+
+
+def _diverged(report: dict[str, Any]) -> list[str]:
+    """A sentence on each replica of a grid that has diverged."""
+    each = zip(report["settings"], report["seeds"], report.get("diverged", []), strict=False)
+    return [
+        f"{shown(setting)}, seed {seed} diverged at task {gone['task']}, step {gone['step']}."
+        for setting, seed, gone in each
+        if gone
+    ]
 
 
 def _markdown(report: dict[str, Any]) -> str:
     if "settings" in report:
         whole, report = report, of_best(report)
         lines = [f"# {whole['name']}, {_best(whole)}", "", *_table(*_settings(whole))]
-        lines += ["", "Mean and 95 % interval over seeds. What follows is of the best setting."]
+        lines += ["", "Mean and 95 % interval over seeds."]
+        lines[-1] += "" if whole["best"] is None else " What follows is of the best setting."
+        lines += [line for each in _diverged(whole) for line in ("", each)]
         lines += ["", f"## {_title(report)}", ""]
     else:
         lines = [f"# {_title(report)}", ""]
@@ -277,7 +332,7 @@ def _picture(path: Path, report: dict[str, Any]) -> None:
 
     report = of_best(report)
     rows = _rows(report)
-    mean = np.asarray(report["matrix"]).mean(axis=0)
+    mean = np.nan_to_num(_mean(report))
     figure, axes = pyplot.subplots(
         figsize=(1.6 * len(report["tasks"]) + 2.5, 0.6 * len(rows) + 1.6), layout="constrained"
     )
@@ -287,8 +342,9 @@ def _picture(path: Path, report: dict[str, Any]) -> None:
     for row, values in enumerate(mean):
         for column, value in enumerate(values):
             bright = (value > middle) == report["higher_is_better"]
+            shown = "-" if rows[row][1 + column] == "-" else f"{value:.2f}"
             axes.text(
-                column, row, f"{value:.2f}", ha="center", va="center",
+                column, row, shown, ha="center", va="center",
                 color="black" if bright else "white",
             )  # fmt: skip
     axes.set_xticks(range(len(report["tasks"])), report["tasks"])

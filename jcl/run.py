@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from jcl import checkpoint, checks, folder, hosts, report, strict
 from jcl.allocator import keep_freed_memory
-from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, OutOfMemory, SaveError, Stopped
+from jcl.errors import FIRST_REMEDY, REMEDY, InputError, OutOfMemory, SaveError, Stopped
 from jcl.experiment import Experiment, known, stage_name, stage_steps
 from jcl.grid import Grid, Replica, settings
 from jcl.learner import LearnerState, start_task
@@ -27,6 +28,7 @@ from jcl.program import Program
 from jcl.progress import RunProgress
 from jcl.sharding import Replicas
 from jcl.stopping import Stopping
+from jcl.survivors import Survivors
 
 RATES_KEPT = 1000
 
@@ -38,20 +40,22 @@ class Position:
     Attributes:
         stage: the stage under way, or the number of stages when all are done.
         step: training steps taken in it.
-        matrix: [row][seed][task] so far.
+        matrix: [row][replica][task] so far; None where the replica had diverged.
         offset: the length of metrics.jsonl.
         wall_seconds: of all processes that worked on the run.
         step_seconds: per step, one number for each of the last logging intervals.
         traces: of each compiled function, the largest of any process.
+        diverged: for each replica None, or the task and step where it did.
     """
 
     stage: int = 0
     step: int = 0
-    matrix: list[list[list[float]]] = dataclasses.field(default_factory=list)
+    matrix: list[list[list[float | None]]] = dataclasses.field(default_factory=list)
     offset: int = 0
     wall_seconds: float = 0.0
     step_seconds: list[float] = dataclasses.field(default_factory=list)
     traces: dict[str, int] = dataclasses.field(default_factory=dict)
+    diverged: list[dict[str, Any] | None] = dataclasses.field(default_factory=list)
 
 
 def run(
@@ -94,7 +98,8 @@ def run(
 
     Raises:
         InputError: what was given cannot be run; nothing was written.
-        Diverged: the loss is no longer finite; the last good checkpoint stays.
+        Diverged: the loss is no longer finite, in a grid that of all replicas; the last good
+            checkpoint stays.
         SaveError: a checkpoint could not be written; those before it stay.
         OutOfMemory: a device has too little memory; the last checkpoint stays.
         Stopped: SIGTERM or SIGINT came, and there is a checkpoint of the step after it.
@@ -102,6 +107,7 @@ def run(
     if console is None or not hosts.first():
         console = Console(quiet=not hosts.first())
     checks.whole("jcl run", "--keep", keep)
+    checks.number("jcl run", "--save-minutes", save_minutes, "[0, inf]")
     with hosts.together():
         program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
         first = program.experiments[0]
@@ -121,7 +127,8 @@ def run(
     with hosts.together():
         alike = {**folder.identity(description), "folder": str(path.absolute())}
         folder.check_alike(hosts.told(alike), alike)
-    with contextlib.ExitStack() as stack:
+    # From here on a signal waits for a checkpoint.
+    with Stopping() as stopping, contextlib.ExitStack() as stack:
         hosts.by_first(lambda: stack.enter_context(folder.opened(path, description, fresh=fresh)))
         with hosts.together():
             folder.check_shared(path)
@@ -130,7 +137,7 @@ def run(
             console.print(f"{path} is finished already; --fresh starts it again.")
             return finished, path
         try:
-            return _train(program, path, description, save_minutes, keep, console), path
+            return _train(program, path, description, save_minutes, keep, console, stopping), path
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -152,18 +159,30 @@ def _train(
     save_minutes: float,
     keep: int,
     console: Console,
+    stopping: Stopping,
 ) -> dict[str, Any]:
     experiment = program.experiments[0]
     lengths = stage_steps(experiment)
+    identity = folder.fingerprint(description)
     restored = checkpoint.restore(path / "checkpoints", program.abstract)
     if restored:
-        state, position = restored[0], _position(path, restored[1], lengths)
+        state, position = restored[0], _position(path, restored[1], restored[0], program, identity)
     else:
         state, position = program.initial(), Position()
+    position.diverged = position.diverged or [None] * len(program.replicas)
     lines = folder.MetricsFile(path, position.offset) if hosts.first() else folder.NoFile()
-    saver, stopping = checkpoint.Saver(path / "checkpoints", keep=keep), Stopping()
+    saver = checkpoint.Saver(path / "checkpoints", keep=keep)
     started = time.monotonic() - position.wall_seconds
     saved = time.monotonic()
+
+    def left(number: int, sentence: str) -> None:
+        replica, where = program.replicas[number], position.diverged[number] or {}
+        whose = {"setting": dict(replica.setting), "seed": replica.experiment.seed}
+        lines.write(kind="diverged", replica=number, **whose, **where)
+        if hosts.first():
+            warnings.warn(sentence, stacklevel=2)
+
+    survivors = Survivors(program.replicas, position.diverged, left)
 
     def due(taken: int) -> bool:
         """Whether it is time to save, by the clock of any process or a signal to it.
@@ -179,15 +198,29 @@ def _train(
             return False
         return hosts.anywhere(late)
 
+    def check_state(state: LearnerState) -> None:
+        """Lets no state be saved that is not finite, but for that of replicas that are left.
+
+        Inside a stage one more may be: the loss of its next step tells, and where a replica is left
+        does not depend on when the run is saved.
+        """
+        between = position.step == 0
+        stage = max(0, position.stage - between)
+        step = lengths[stage] if between and position.stage else position.step
+        lost = survivors.left(program.finite(state))
+        if lost and (between or survivors.all_lost(lost)):
+            what = "The params are not finite, or the strategy's state is not a number,"
+            survivors.leave(lost, what, stage_name(experiment, stage), step)
+
     def save(state: LearnerState) -> None:
         nonlocal saved
-        program.check_finite(state, position.stage, position.step)
+        check_state(state)
         position.offset = lines.offset()
         position.wall_seconds = time.monotonic() - started
         for name in ("step", "consolidate", "evaluate"):
             known = position.traces.get(name, 0)
             position.traces[name] = max(known, program.traces[name])
-        saver.save(state, dataclasses.asdict(position))
+        saver.save(state, {**dataclasses.asdict(position), "run": identity})
         saved = time.monotonic()
         if hosts.anywhere(stopping.signal is not None) and position.stage < len(lengths):
             saver.wait()
@@ -197,32 +230,28 @@ def _train(
 
     def evaluate(state: LearnerState, after: str) -> None:
         row = program.evaluate(state)
-        for task, values in zip(experiment.stream.tasks, np.transpose(row), strict=True):
-            where = f"evaluating {task.name} after {after}"
-            remedy = FIRST_REMEDY if not position.matrix else REMEDY
-            _check_finite(experiment.measure.name, values, where, remedy)
-            lines.write(
-                kind="evaluation",
-                after=after,
-                task=task.name,
-                **{experiment.measure.name: values.tolist()},
-            )
-        for task, values in zip(experiment.stream.tasks, program.probe(state), strict=True):
-            if values:
-                lines.write(kind="probe", after=after, task=task.name, **values)
-        position.matrix.append(row)
-        results = zip(experiment.stream.tasks, np.mean(row, axis=0), strict=True)
+        begun = bool(position.matrix)
+        task = after if begun else stage_name(experiment, 0)
+        for each, values in zip(experiment.stream.tasks, np.transpose(row), strict=True):
+            where = f"evaluating {each.name} after {after}"
+            remedy = REMEDY if begun else FIRST_REMEDY
+            survivors.check(experiment.measure.name, values, task, position.step, where, remedy)
+        columns = [survivors.numbers(values) for values in np.transpose(row)]
+        for each, values in zip(experiment.stream.tasks, columns, strict=True):
+            measured = {experiment.measure.name: values}
+            lines.write(kind="evaluation", after=after, task=each.name, **measured)
+        for each, probed in zip(experiment.stream.tasks, program.probe(state), strict=True):
+            if probed:
+                values = {name: survivors.numbers(found) for name, found in probed.items()}
+                lines.write(kind="probe", after=after, task=each.name, **values)
+        position.matrix.append([list(values) for values in zip(*columns, strict=True)])
+        results = zip(experiment.stream.tasks, np.transpose(row), strict=True)
         progress.say(
             f"{experiment.measure.name} after {after}: "
-            + "  ".join(f"{task.name} {value:.3f}" for task, value in results)
+            + "  ".join(f"{each.name} {survivors.mean(values):.3f}" for each, values in results)
         )
 
-    with (
-        contextlib.closing(lines),
-        saver,
-        stopping,
-        RunProgress(sum(lengths), console) as progress,
-    ):
+    with contextlib.closing(lines), saver, RunProgress(sum(lengths), console) as progress:
         if restored:
             at = f"stage {position.stage}, step {position.step}"
             progress.say(f"{path}: going on from {at}")
@@ -249,7 +278,9 @@ def _train(
             name = stage_name(experiment, stage)
             if position.step == 0:
                 state = start_task(state, lengths[stage])
-            log = _StepLog(name, lengths, position, lines, progress, experiment.log_every)
+            log = _StepLog(
+                name, lengths, position, lines, progress, experiment.log_every, survivors
+            )
             for call in program.calls(stage, position.step, lengths[stage]):
                 state, metrics = call.function(state, *call.arguments)
                 position.step += call.steps
@@ -270,7 +301,7 @@ def _train(
             measure=experiment.measure.name,
             higher_is_better=experiment.measure.higher_is_better,
             seeds=description["seeds"],
-            matrix=np.swapaxes(np.asarray(position.matrix), 0, 1).tolist(),
+            matrix=[list(rows) for rows in zip(*position.matrix, strict=True)],
             wall_seconds=position.wall_seconds,
             steps=sum(lengths),
             step_seconds_median=statistics.median(position.step_seconds or [0.0]) or None,
@@ -278,6 +309,7 @@ def _train(
             config=description["config"],
             versions=description["versions"],
             settings=[replica.setting for replica in program.replicas],
+            diverged=position.diverged,
         )
         finished = hosts.by_first(lambda: _write(path, made))
     return finished
@@ -294,20 +326,50 @@ def _write(path: Path, finished: dict[str, Any]) -> dict[str, Any]:
     return finished
 
 
-def _position(path: Path, found: dict[str, Any], lengths: list[int]) -> Position:
+def _position(
+    path: Path, found: dict[str, Any], state: LearnerState, program: Program, identity: str
+) -> Position:
     """The position that a checkpoint holds, which may come from elsewhere."""
+    experiment, replicas = program.experiments[0], len(program.replicas)
+    lengths, tasks = stage_steps(experiment), len(experiment.stream.tasks)
     number = strict.NUMBER
     shape = {
-        "stage": int, "step": int, "matrix": [[[number]]], "offset": int, "wall_seconds": number,
-        "step_seconds": [number], "traces": {str: int},
+        "stage": int, "step": int, "matrix": [[[number | None]]], "offset": int,
+        "wall_seconds": number, "step_seconds": [number], "traces": {str: int},
     }  # fmt: skip
+    if found.get("run", identity) != identity:  # older versions did not write it
+        raise InputError(
+            f"{path}: the newest checkpoint is of another run, of another config, code, data or "
+            "seeds: put this run's own checkpoints back, or begin again with --fresh."
+        )
     try:
         strict.fits(found, shape)
-        position = Position(**found)
+        position = Position(**{name: value for name, value in found.items() if name != "run"})
         stage, step = position.stage, position.step
         ended = stage == len(lengths) and step == 0
         if min(stage, step, position.offset) < 0 or not (ended or step <= lengths[stage]):
             raise ValueError(f"the run has no step {step} of a stage {stage}")
+        counted = tuple(map(int, jax.device_get((state.step, state.task_step))))
+        if counted != (sum(lengths[:stage]) + step, step):
+            raise ValueError(
+                f"its state has taken {counted[0]} steps, {counted[1]} of the task, and it says "
+                f"stage {stage}, step {step}"
+            )
+        rows = stage + 1 if experiment.evaluate == "boundaries" else 1 + ended
+        diverged, matrix = position.diverged or [None] * replicas, position.matrix
+        if (
+            len(matrix) != rows
+            or any([len(each) for each in row] != [tasks] * replicas for row in matrix)
+            or len(diverged) != replicas
+        ):
+            raise ValueError("its matrix is not of the rows, replicas and tasks of this run")
+        for number, entry in enumerate(diverged):
+            if entry is not None:
+                strict.fits(entry, {"task": str, "step": int}, f"its diverged[{number}]")
+            elif any(None in row[number] for row in matrix):
+                raise ValueError(f"its matrix lacks numbers of replica {number}")
+        if any(diverged) and (all(diverged) or not program.replicas[0].setting):
+            raise ValueError("its replicas are no grid of which some have diverged")
     except (TypeError, ValueError, LookupError) as error:
         raise InputError(
             f"{path}: the newest checkpoint's progress.json is not this run's ({error}): get the "
@@ -327,9 +389,11 @@ class _StepLog:
         lines: folder.MetricsFile | folder.NoFile,
         progress: RunProgress,
         every: int,
+        survivors: Survivors,
     ):
         self._name, self._lengths, self._position = name, lengths, position
         self._lines, self._progress, self._every = lines, progress, every
+        self._survivors = survivors
         self._pending: list[tuple[int, int, Any]] = []
         self._fetched_at: float | None = None  # unknown until the first fetch: it compiles
 
@@ -362,25 +426,14 @@ class _StepLog:
         for step, metrics in zip(steps, fetched, strict=True):
             left_out = metrics.get("skipping", 0)
             for name, values in metrics.items():
-                counted = np.where(left_out, 0, values)
-                _check_finite(name, counted, f"task {self._name}, step {step}")
+                self._survivors.check(name, np.where(left_out, 0, values), self._name, step)
             if step % self._every == 0 or last_of_many:
-                values = {name: _as_json(value) for name, value in metrics.items()}
+                values = {name: self._survivors.numbers(each) for name, each in metrics.items()}
                 self._lines.write(kind="step", task=self._name, step=step, **values)
         done = sum(self._lengths[: self._position.stage]) + steps[-1]
-        terms = {name: float(np.mean(value)) for name, value in fetched[-1].items()}
+        terms = {name: self._survivors.mean(value) for name, value in fetched[-1].items()}
         of = f"{steps[-1]}/{self._lengths[self._position.stage]}"
         self._progress.step(self._name, done, of, terms, rate)
-
-
-def _as_json(values: Any) -> list[float | None]:
-    """A number for each seed; JSON knows none that is not finite."""
-    return [each if np.isfinite(each) else None for each in np.atleast_1d(values).tolist()]
-
-
-def _check_finite(name: str, values: Any, where: str, remedy: str = REMEDY) -> None:
-    if not np.all(np.isfinite(values)):
-        raise Diverged(f"{name} is {np.asarray(values)} at {where}: {remedy}")
 
 
 def _build(

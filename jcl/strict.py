@@ -26,6 +26,9 @@ UNPACKED_BYTES, PACKED_TO = 256 * 2**20, 100
 
 NUMBER = int | float
 
+# What a terminal would obey, or would turn the text around by.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+
 
 def size(path: Path) -> int:
     """The bytes of a regular file: reading a device or a pipe may never end.
@@ -47,6 +50,16 @@ def most_unpacked(packed: int) -> int:
     (256, 100)
     """
     return max(UNPACKED_BYTES, PACKED_TO * packed)
+
+
+def control(text: str) -> str | None:
+    """The first control character of a name, in letters that show it; None where there is none.
+
+    >>> control("a\\tb"), control("ab")
+    ("'\\\\t'", None)
+    """
+    found = _CONTROL.search(text)
+    return ascii(found[0]) if found else None
 
 
 def read_json(path: Path) -> Any:

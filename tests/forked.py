@@ -40,7 +40,8 @@ class Runs:
 
         Args:
             arguments: of the command, behind the config.
-            asked: what happens to it, see `Child`; `seconds` until it gets a SIGKILL from outside.
+            asked: what happens to it, see `Child`; `seconds` until it gets a SIGKILL from outside,
+                which are counted from its next checkpoint in the folder `saved`, where it is given.
 
         Returns:
             {"code", as Popen.returncode; "output", of both streams; "seconds" that it took}.
@@ -106,6 +107,7 @@ def serve():
     for line in sys.stdin:
         asked = json.loads(line)
         arguments, seconds = asked.pop("arguments"), asked.pop("seconds", None)
+        saved = asked.pop("saved", None)
         with tempfile.TemporaryFile("w+") as output:
             begun = time.monotonic()
             pid = os.fork()
@@ -124,7 +126,7 @@ def serve():
                     sys.stdout.flush()
                     sys.stderr.flush()
                     os._exit(code)
-            status = ended(pid, begun, seconds)
+            status = ended(pid, begun, seconds, saved)
             output.seek(0)
             answer = {
                 "code": os.waitstatus_to_exitcode(status),
@@ -134,12 +136,20 @@ def serve():
         print(json.dumps(answer), flush=True)
 
 
-def ended(pid, begun, seconds):
+def newest(folder):
+    """The name of its newest whole checkpoint."""
+    return folder and max((path.name for path in Path(folder).glob("[0-9]" * 6)), default="")
+
+
+def ended(pid, begun, seconds, saved=None):
     """The status with which it ends, by SIGKILL when the seconds are over."""
+    before = newest(saved)
     while True:
         found, status = os.waitpid(pid, 0 if seconds is None else os.WNOHANG)
         if found:
             return status
+        if saved and newest(saved) == before:
+            begun = time.monotonic()
         left = seconds - (time.monotonic() - begun)
         if left <= 0:
             os.kill(pid, signal.SIGKILL)

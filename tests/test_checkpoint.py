@@ -84,6 +84,54 @@ def test_every_flipped_bit_of_the_manifest_is_noticed(tmp_path):
     assert checkpoint._damage(path.parent) is None
 
 
+def two(folder):
+    for number in range(2):
+        checkpoint.save(folder, STATE, {"number": number})
+
+
+def test_what_cannot_be_read_is_damaged(tmp_path, monkeypatch):
+    two(tmp_path)
+    original = checkpoint._sum
+
+    def refuse(path):
+        if path.name == "progress.json" and path.parent.name == "000001":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return original(path)
+
+    monkeypatch.setattr(checkpoint, "_sum", refuse)
+    with pytest.warns(UserWarning, match="000001 is damaged .*Input/output error"):
+        assert checkpoint.restore(tmp_path, abstract(STATE))[1] == {"number": 0}
+
+
+def test_who_only_reads_renames_nothing(tmp_path):
+    two(tmp_path)
+    cut(tmp_path / "000001" / "progress.json")
+    for read in (
+        checkpoint.read,
+        lambda place: checkpoint.restore(place, abstract(STATE), own=False),
+    ):
+        with pytest.warns(UserWarning, match="000001 is damaged"):
+            assert read(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["000000", "000001"]
+
+
+@pytest.mark.parametrize("point", ["_sums", "_manifest", "_arrays"])
+def test_a_checkpoint_that_its_run_removes_meanwhile(point, tmp_path, monkeypatch):
+    two(tmp_path)
+    original, left = getattr(checkpoint, point), ["000001"]
+
+    def removing(path, *given):
+        if left and path.name == left[0]:
+            shutil.rmtree(tmp_path / left.pop())
+            checkpoint.save(tmp_path / "other", STATE, {"number": 7})
+            (tmp_path / "other" / "000000").rename(tmp_path / "000002")
+        return original(path, *given)
+
+    monkeypatch.setattr(checkpoint, point, removing)
+    assert checkpoint.restore(tmp_path, abstract(STATE), own=False)[1] == {"number": 7}
+    assert not left
+
+
 def test_a_partial_checkpoint_does_not_count(tmp_path):
     checkpoint.save(tmp_path, STATE, {"number": 0})
     (tmp_path / "000001.partial").mkdir()

@@ -65,6 +65,8 @@ def test_stages_are_the_train_parts_by_default():
     [
         ((), "'s' has no task"),
         ((task("a"), task("b"), task("a")), "2 tasks named 'a'"),
+        ((task("a\x1b[2J"),), r"control character '\\x1b' in its name.*rename it"),
+        ((task("a\u202e"),), r"control character '\\u202e'"),
         ((task("a"), task("b", count=0)), "'b' of stream 's' has no train example"),
         ((task("a"), task("b", test=0)), "'b' of stream 's' has no test example"),
     ],

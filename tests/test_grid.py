@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,7 @@ from jcl.answer import learned_params, reopen
 from jcl.program import Program
 from jcl.run import _build
 from jcl.sharding import Placement
+from jcl.survivors import Survivors
 
 pytestmark = [
     pytest.mark.xdist_group("grid"),  # its fixtures are whole runs
@@ -154,6 +157,94 @@ def test_killed_it_ends_with_the_same_bits(finished, tmp_path):
     assert command(tmp_path / "run", *GRID) == 0
     assert read(tmp_path / "run")["matrix"] == read(finished)["matrix"]
     assert_same(leaves(tmp_path / "run"), leaves(finished), **BITWISE)
+
+
+@pytest.mark.filterwarnings("always:.*has diverged")
+def test_a_setting_that_diverges_is_left_and_the_others_go_on(tmp_path, one_device, capsys):
+    flags = ["--grid", "rate=0.1,1e38", "--keep", "9"]
+    place = tmp_path / "grid"
+    assert command(place, *flags) == 0
+    told, report = capsys.readouterr(), read(place)
+    said = re.search(
+        r"warning: \(rate 1e\+38, seed 0\) has diverged: .* at task left, step (\d+)\. The other",
+        told.err,
+    )
+    assert said, told.err
+    gone = {"task": "left", "step": int(said[1])}
+    assert report["diverged"] == [None, gone]
+    assert f"rate 1e+38, seed 0 diverged at task left, step {said[1]}." in told.out
+    assert report["matrix"][1][1:] == [[None, None]] * 2
+    assert None not in report["matrix"][1][0]  # before training
+    assert report["best"] == 0
+    for name, metric in report["by_setting"][1]["metrics"].items():
+        assert metric == {"mean": None, "ci95": None, "values": [None]}, name
+    assert jcl.report.read(place) == report  # strictly
+
+    # The other is as if it had been alone.
+    assert command(tmp_path / "alone", "--rate", 0.1) == 0
+    assert report["matrix"][0] == read(tmp_path / "alone")["matrix"][0]
+    own = {path: leaf[0] for path, leaf in leaves(place).items()}
+    assert_same(own, leaves(tmp_path / "alone"), **BITWISE)
+
+    # From the first checkpoint, saving at every step, to the same bits.
+    again = Path(shutil.copytree(place, tmp_path / "again"))
+    (again / "report.json").unlink()
+    for path in (again / "checkpoints").glob("00000[1-9]"):
+        shutil.rmtree(path)
+    assert command(again, *flags, "--save-minutes", 0) == 0
+    assert "going on from stage 0, step 0" in capsys.readouterr().out
+    assert len(list((again / "checkpoints").iterdir())) == 9
+    lines = (again / "metrics.jsonl").read_text()
+    assert lines == (place / "metrics.jsonl").read_text()
+    found = [json.loads(line) for line in lines.splitlines() if '"diverged"' in line]
+    assert found == [
+        {"kind": "diverged", "replica": 1, "setting": {"rate": 1e38}, "seed": 0, **gone}
+    ]
+    assert "NaN" not in lines
+    assert "Infinity" not in lines
+    assert_same(leaves(again), leaves(place), **BITWISE)
+    assert read(again)["matrix"] == report["matrix"]
+    for path in (again / "checkpoints").glob("0000*"):  # the mark comes back from a checkpoint
+        assert "diverged" in (path / "progress.json").read_text()
+
+
+@pytest.mark.filterwarnings("always:.*has diverged")
+def test_where_all_settings_diverge_it_stops(tmp_path, one_device, capsys):
+    flags = ["--grid", "rate=1e38,2e38"]
+    assert command(tmp_path / "grid", *flags) == 1
+    assert re.search(
+        r"is \S+ for .*\(rate 2e\+38, seed 0\) at task left, step", capsys.readouterr().err
+    )
+    assert not (tmp_path / "grid" / "report.json").exists()
+
+
+def survivors(*settings):
+    told, replicas = [], []
+    for number, setting in enumerate(settings):
+        replicas.append(grid.Replica(SimpleNamespace(seed=number), setting))
+    diverged = [None] * len(replicas)
+    return Survivors(replicas, diverged, lambda *given: told.append(given)), diverged, told
+
+
+def test_a_seed_that_diverges_is_named():
+    watch, _, told = survivors({}, {}, {})
+    with pytest.raises(InputError, match=r"loss is nan for \(seed 1\) at task left, step 2: lower"):
+        watch.check("loss", [1.0, np.nan, 1.0], "left", 2)
+    assert told == []
+    with pytest.raises(InputError, match="loss is inf at task left, step 2: lower"):
+        survivors({})[0].check("loss", np.inf, "left", 2)
+
+
+def test_a_grid_goes_on_until_the_last_has_diverged():
+    watch, diverged, told = survivors({"rate": 1.0}, {"rate": 2.0}, {"rate": 3.0})
+    watch.check("loss", [1.0, np.nan, 1.0], "left", 2)
+    watch.check("loss", [1.0, 1.0, 1.0], "left", 3)
+    assert diverged == [None, {"task": "left", "step": 2}, None]
+    assert [number for number, _ in told] == [1]
+    assert watch.numbers([1.0, 2.0, np.inf]) == [1.0, None, None]
+    assert watch.mean([1.0, np.nan, 3.0]) == 2.0
+    with pytest.raises(InputError, match=r"\(rate 1.0, seed 0\) and \(rate 3.0, seed 2\) at"):
+        watch.check("loss", [np.nan, np.nan, np.inf], "right", 1)
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,6 @@ def test_two_processes_equal_one_and_each_reads_its_share(finished, tmp_path, ca
     assert_same_matrix(out, folder)
 
 
-@costly
 def test_one_is_killed_and_one_process_goes_on_with_another_mesh(finished, tmp_path, capsys):
     out = tmp_path / "run"
     arguments = ("--out", out, *MESH, *SHORT, "--save-minutes", "0.001")

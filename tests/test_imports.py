@@ -41,18 +41,18 @@ ALLOWED = {
     "answer": {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
+    "survivors": {"grid"},
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
-        "progress", "report", "sharding", "stopping",
+        "progress", "report", "sharding", "stopping", "survivors",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "plan",
-        "report", "run", "sharding", "strategies",
+        "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
-        "strategies",
+        "stopping", "strategies",
     },
 }  # fmt: skip
 

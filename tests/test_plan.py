@@ -1,6 +1,7 @@
 """What a step would take: XLA's text read, and plans against programs that were compiled whole."""
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 from everything import costly
+from rich.console import Console
 
 import jcl
 from jcl import InputError, hlo, plan
@@ -57,6 +59,11 @@ ENTRY %main (p: f32[2,4]) -> f32[] {
   %gathered = f32[8,4]{1,0} all-gather(%p), channel_id=1, dimensions={0}
   %scattered = f32[1,4]{1,0} reduce-scatter(%p), channel_id=2, dimensions={0}, to_apply=%add
   %loop = (s32[], f32[8,4]{1,0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  %kernel = f32[5,3,2,16]{3,2,1,0} constant({...})
+  %image = f32[8,12,12,4]{3,2,1,0} constant({...})
+  %conv = f32[8,10,8,16]{3,2,1,0} convolution(%image, %kernel), window={size=5x3 pad=1_1x0_0}, dim_labels=b01f_01io->b01f, feature_group_count=2
+  %until = (s32[], f32[8,4]{1,0}) while(%t), condition=%cond, body=%body
+  %idle = (s32[]) while(%t), condition=%cond, body=%none
   %branch = f32[2,2]{1,0} conditional(%i, %p, %p), branch_computations={%none, %small}
   ROOT %end = f32[] constant(0)
 }
@@ -65,10 +72,12 @@ ENTRY %main (p: f32[2,4]) -> f32[] {
 
 def test_loops_count_as_often_as_they_run_and_collectives_by_their_larger_side():
     found = hlo.work(TEXT)
-    assert found.flops == 5 * (2 * 8 * 6 * 4) + 2 * 2 * 2 * 4
+    loops, branch, convolution = 5 + 1, 2 * 2 * 2 * 4, 2 * (8 * 10 * 8 * 16) * (5 * 3 * 2)
+    assert found.flops == loops * (2 * 8 * 6 * 4) + branch + convolution
+    assert found.unknown == 1  # of the two, the other has no matmul
     assert found.collectives == {
         "all-gather": 8 * 4 * 4,
-        "all-reduce": 5 * (8 * 6 * 4 + 3),
+        "all-reduce": loops * (8 * 6 * 4 + 3),
         "reduce-scatter": 2 * 4 * 4,
     }
 
@@ -85,6 +94,20 @@ def test_the_matmuls_of_a_scan_against_those_of_xla():
     ours, xla = flops(loop)
     assert ours == 7 * 2 * 32 * 64 * 64
     assert xla < ours / 6  # which counts the body once
+
+
+def test_convolutions_against_those_of_xla():
+    def convolve(images, kernel):
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((4, 12, 12, 3), (5, 3, 3, 8))]
+    compiled = jax.jit(convolve).lower(*shapes).compile()
+    assert hlo.work(compiled.as_text()).flops == 2 * (4 * 8 * 10 * 8) * (5 * 3 * 3)
+    backward = jax.grad(lambda *given: convolve(*given).sum(), argnums=1)
+    compiled = jax.jit(backward).lower(*shapes).compile()
+    assert hlo.work(compiled.as_text()).flops > 0
 
 
 @dataclass(frozen=True)
@@ -142,7 +165,7 @@ def test_a_shallow_model_is_compiled_itself(monkeypatch):
     monkeypatch.setattr(
         plan, "_compiled",
         lambda experiment, mesh: (
-            seen.append(experiment.model.config.layers), (8.0, 1.0, {}, BATCH)
+            seen.append(experiment.model.config.layers), (8.0, 1.0, {}, 0, BATCH)
         )[1],
     )  # fmt: skip
     mesh = f"data={jax.device_count()}"
@@ -160,7 +183,13 @@ BATCH = {name: jax.ShapeDtypeStruct((16, 16), jnp.int32) for name in ("inputs", 
 def test_the_line_through_two_depths(monkeypatch):
     def made_up(experiment, mesh):
         layers = experiment.model.config.layers
-        return 100.0 + 10 * layers, 7.0 * layers, {"all-gather": 5.0, "all-reduce": layers}, BATCH
+        return (
+            100.0 + 10 * layers,
+            7.0 * layers,
+            {"all-gather": 5.0, "all-reduce": layers},
+            1,
+            BATCH,
+        )
 
     monkeypatch.setattr(plan, "_compiled", made_up)
     devices = jax.device_count()
@@ -169,6 +198,11 @@ def test_the_line_through_two_depths(monkeypatch):
     assert found.collectives == {"all-gather": 5.0, "all-reduce": 12.0}
     assert found.memory == 2 * 64 * 16 * 4 // devices  # inputs and targets
     assert found.strategy == 2 * found.params + 4  # importance, anchor, how many were offered
+    told = io.StringIO()
+    plan.show(found, "made up", Console(file=told, width=200))
+    assert "1 of its loops run until a condition holds: each is counted as if it ran once" in (
+        told.getvalue()
+    )
 
 
 def test_the_command_in_a_process_of_its_own():

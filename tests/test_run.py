@@ -131,7 +131,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(finished, tmp_path):
     arguments = ("--out", tmp_path / "run", "--save-minutes", "0.001")
     for point, count in [
         ("task", 9), ("save", 3), ("consolidate", 1), ("task", 6), ("evaluation", 2),
-        ("rename", 25), ("task", 20),
+        ("rename", 25), ("task", 5),
     ]:  # fmt: skip
         killed(point, count, *arguments)
     done = command(*arguments)

@@ -18,7 +18,7 @@ from jcl import InputError
 from jcl.__main__ import load_config, main
 from jcl.program import Program
 from jcl.run import _build
-from jcl.sharding import Placement, read_mesh
+from jcl.sharding import Placement, _own, read_mesh
 
 TINY = Path(__file__).parent / "configs" / "tiny.py"
 GPT2 = jcl.models.GPT2Config(64, positions=16, width=32, layers=2, heads=4)
@@ -165,9 +165,20 @@ def test_meshes_that_are_refused(mesh, message, tmp_path, capsys):
 
 
 def test_a_batch_that_the_mesh_cannot_split_is_refused():
-    with pytest.raises(InputError, match="A batch of 12 cannot be split over 8 devices"):
+    with pytest.raises(
+        InputError, match="A batch of 12 cannot be split over 8 devices: choose a mesh with less"
+    ):
         Placement(16, 12, mesh="data=4,fsdp=2")
     Placement(12, mesh="data=2,fsdp=2,tensor=2")
+
+
+def test_a_memory_is_no_parameter_whatever_its_leaves_are_called():
+    params = {"inputs": (16,), "items/kernel": (4, 8), "ring": (3,)}
+    assert _own("strategy/0/items/inputs", (24, 16), params) is None
+    assert _own("strategy/0/ring/inputs", (2, 24, 16), params) is None
+    assert _own("params/inputs", (16,), params) == "inputs"
+    assert _own("strategy/1/0/mu/items/kernel", (4, 8), params) == "items/kernel"
+    assert _own("strategy/1/0/mu/ring", (3,), params) == "ring"
 
 
 def test_the_axes_are_in_order():

@@ -275,6 +275,14 @@ def test_commands_that_are_refused(cloud, command, told):
     assert not (cloud.place / "calls.jsonl").exists()
 
 
+def test_the_run_folder_may_be_given_in_one_word(cloud):
+    place = "--out=/mnt/share/small"
+    shown = cloud.run("run.sh", "--dry-run", "configs/small.py", place)
+    assert f"start configs/small.py {place}" in shlex.split(shown.splitlines()[0])[-1]
+    told = cloud.run("run.sh", "configs/small.py", "--out=runs/small", code=2)
+    assert "not 'runs/small'" in told
+
+
 def test_arguments_reach_jcl_as_they_are(cloud):
     cloud.ready()
     strange = ["a b", "'; touch hacked #", "$(touch hacked)", "`touch hacked`", "a\\b*", "  ", ""]
@@ -317,6 +325,7 @@ def test_create_waits_and_says_what_went_wrong(cloud):
         (([143], [134]), 75),
         (([134], [130]), 75),
         (([75], ["hang"]), 75),
+        (([137], [1]), 75),
         (([1], [0]), 1),
     ],
 )
@@ -458,7 +467,8 @@ def test_slurm(cloud):
         (75, "RUNNING", True),
         (143, "COMPLETING", False),  # cancelled
         (1, "RUNNING", False),
-        (137, "RUNNING", False),
+        (137, "RUNNING", True),
+        (134, "RUNNING", False),
     ],
 )
 def test_slurm_queues_a_stopped_job_again(cloud, code, state, again):

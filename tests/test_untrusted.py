@@ -15,6 +15,7 @@ import tracemalloc
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import hypothesis
 import jax
@@ -549,19 +550,52 @@ def test_drawings_of_a_million_names(tmp_path):
     [
         ({"seeds": ["0"]}, r"seeds\[0\] is '0'"),
         ({"seeds": [0, 1]}, "not one of rows of its tasks for each of its seeds"),
-        ({"matrix": [[[0.0], [None]]]}, r"matrix\[0\]\[1\]\[0\] is None"),
+        ({"matrix": [[[0.0], ["a"]]]}, r"matrix\[0\]\[1\]\[0\] is 'a'"),
+        ({"matrix": [[[0.0], [None]]]}, r"matrix\[0\] has a null"),
         ({"matrix": [[[0.0], [0.5, 0.5]]]}, "not one of rows of its tasks"),
         ({"matrix": [[[0.0]]]}, "lacks the row"),
         ({"metrics": {}}, "lacks average_accuracy"),
         ({"wall_seconds": "1"}, "wall_seconds is '1'"),
         ({"name": "\x1b]0;title\x07"}, "control character"),
         ({"tasks": ["\x9b2J"]}, "control character"),
+        ({"name": "gpj\u202e.exe"}, "control character"),
+        ({"measure": "a\u2028b"}, "control character"),
         ({"schema": "1"}, "schema is '1'"),
         ({"schema": 2}, "has schema 2"),
     ],
 )
 def test_a_report_of_a_forger(change, reason, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({**a_report(), **change}))
+    refused(reason, report.read, tmp_path)
+
+
+def a_grid(**change):
+    """Two settings, of which the second has diverged."""
+    matrix = [[[0.0], [0.5]], [[0.0], [None]]]
+    gone = {"task": "a", "step": 2}
+    settings = [{"a": 1.0}, {"a": 2.0}]
+    return {**a_report(matrix=matrix, settings=settings, diverged=[None, gone]), **change}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"settings": [{"b": 1.0}, {"b": 2.0}]}, "by_setting is not of its settings"),
+        ({"settings": [{"a": 1.0}, {"a": 1.0}]}, "by_setting is not of its settings"),
+        ({"settings": [{"a": 1.0}, {}]}, "not those of its replicas"),
+        ({"settings": [{"a": 1.0}]}, "not those of its replicas"),
+        ({"best": 1}, "its best is 1, which is no setting with"),
+        ({"best": -1}, "its best is -1"),
+        ({"diverged": [None, None]}, r"matrix\[1\] has a null"),
+        ({"diverged": [None]}, "diverged is not of its replicas"),
+        ({"diverged": [None, {"task": "a"}]}, "lacks step"),
+        ({"diverged": [None, {"task": "\x1b", "step": 1}]}, "control character"),
+    ],
+)
+def test_a_report_of_a_grid_of_a_forger(change, reason, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(a_grid()))
+    shown(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps(a_grid(**change)))
     refused(reason, report.read, tmp_path)
 
 
@@ -631,20 +665,60 @@ def test_code_that_a_run_folder_names_is_not_executed(tmp_path, monkeypatch):
 
 
 POSITION = {
-    "stage": 1, "step": 2, "matrix": [[[0.5]]], "offset": 3, "wall_seconds": 1.0,
+    "stage": 1, "step": 2, "matrix": 2 * [2 * [[0.5, 1]]], "offset": 3, "wall_seconds": 1.0,
     "step_seconds": [0.1], "traces": {"step": 1},
 }  # fmt: skip
+GONE = {"task": "a", "step": 2}
+
+
+def position(path, found, step=7, task_step=2, evaluate="boundaries", setting=(1,)):
+    """Of two replicas in a run of two stages, of 5 steps each, and two tasks."""
+    stream = SimpleNamespace(stages=[0, 0], tasks=[0, 0])
+    experiment = SimpleNamespace(stream=stream, epochs=None, steps=5, evaluate=evaluate, name="a")
+    program = SimpleNamespace(
+        experiments=[experiment], replicas=2 * [SimpleNamespace(setting=setting)]
+    )
+    state = SimpleNamespace(step=np.int32(step), task_step=np.int32(task_step))
+    return _position(path, found, state, program, "own")
 
 
 def test_where_a_run_stands_is_checked(tmp_path):
-    lengths = [5, 5]
-    assert _position(tmp_path, POSITION, lengths).step == 2
-    assert _position(tmp_path, {**POSITION, "stage": 2, "step": 0}, lengths).stage == 2
+    lost = [*POSITION["matrix"][:1], [[0.5, 1], [None, None]]]
+    ended = {**POSITION, "stage": 2, "step": 0, "matrix": 3 * POSITION["matrix"][:1]}
+    assert position(tmp_path, POSITION).step == 2
+    assert position(tmp_path, ended, 10, 0).stage == 2
+    assert position(tmp_path, {**POSITION, "matrix": lost, "diverged": [None, GONE]}).stage == 1
+    few = {**POSITION, "matrix": POSITION["matrix"][:1]}
+    assert position(tmp_path, few, evaluate="end").step == 2
     for change in (
         {"stage": 2}, {"stage": 10**9, "step": 0}, {"stage": -1}, {"step": 6}, {"offset": -1},
         {"matrix": [[["a"]]]}, {"more": 1}, {"traces": {"step": None}},
+        # which fit neither the state nor the run
+        {"step": 3}, {"stage": 0}, {"matrix": POSITION["matrix"][:1]},
+        {"matrix": 3 * POSITION["matrix"][:1]}, {"matrix": 2 * [[[0.5, 1]]]},
+        {"matrix": 2 * [2 * [[0.5]]]}, {"matrix": lost}, {"diverged": [None, GONE, None]},
+        {"diverged": [None, {"task": "a"}]}, {"diverged": [None, 1]}, {"diverged": 1},
     ):  # fmt: skip
-        refused("progress.json", _position, tmp_path, {**POSITION, **change}, lengths)
+        refused("progress.json", position, tmp_path, {**POSITION, **change})
+    refused("progress.json", position, tmp_path, ended, 10, 0, "end")
+    gone = {**POSITION, "diverged": [None, GONE]}
+    refused("are no grid", position, tmp_path, gone, setting=())
+    refused("are no grid", position, tmp_path, {**gone, "diverged": [GONE, GONE]})
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    assert position(tmp_path, {**POSITION, "run": "own"}).step == 2
+    refused("is of another run.*--fresh", position, tmp_path, {**POSITION, "run": "other"})
+    description = {"name": "a", "config": {}, "config_hash": "c", "data": {}, "seeds": [0]}
+    own = folder.fingerprint(description)
+    for change in (
+        {"config": {"a": 1}},
+        {"config_hash": "d"},
+        {"data": {"a": "1"}},
+        {"seeds": [1]},
+    ):
+        assert folder.fingerprint({**description, **change}) != own
+    assert folder.fingerprint({**description, "grid": None, "versions": {"jax": "1"}}) == own
 
 
 # Checkpoints

@@ -29,10 +29,10 @@ check_folder() {
 # The arguments of jcl run: check_run BENEATH CONFIG --out FOLDER [ARGUMENT ...]
 check_run() {
     [[ ${2:-} == *.py && $2 != /* ]] || fail "name a config of this checkout: configs/NAME.py"
-    local folder='' before='' argument
-    for argument in "${@:3}"; do
-        [[ $before != --out ]] || folder=$argument
-        before=$argument
+    local folder='' before='' each
+    for each in "${@:3}"; do
+        case $before=$each in --out=*) folder=$each ;; *=--out=*) folder=${each#*=} ;; esac
+        before=$each
     done
     check_folder "$folder" "$1"
 }

@@ -25,7 +25,7 @@ while true; do
     while read -r code; do
         case $code in
         0) ;;
-        75 | 130 | 143 | '' | lost) result=$STOPPED ;; # the codes of the other workers follow from it
+        75 | 130 | 137 | 143 | '' | lost) result=$STOPPED ;; # the other codes follow
         *) [[ $result -eq $STOPPED ]] || result=$code ;;
         esac
     done < <(sed -n 's/^jcl-run exited *//p' <<<"$lines")

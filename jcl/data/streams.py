@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 import grain
 import numpy as np
 
+from jcl import strict
 from jcl.errors import InputError
 
 Batch = dict[str, np.ndarray]
@@ -60,7 +61,8 @@ class Stream:
         stages: what is trained on, in order; by default the train part of each task.
 
     Raises:
-        InputError: no task, a name twice, or a task without a train or a test example.
+        InputError: no task, a name twice or with a control character, or a task without a train or
+            a test example.
     """
 
     name: str
@@ -76,6 +78,11 @@ class Stream:
                 raise InputError(
                     f"stream '{self.name}' has {names.count(name)} tasks named '{name}': "
                     "give every task a name of its own"
+                )
+            if shown := strict.control(name):
+                raise InputError(
+                    f"stream '{self.name}' has a task with the control character {shown} in its "
+                    "name, which a terminal would obey: rename it, or the file it is called by"
                 )
         for task in self.tasks:
             for part, source in (("train", task.train), ("test", task.test)):
