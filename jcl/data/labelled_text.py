@@ -1,5 +1,6 @@
 """Rows of labelled texts as a stream: ids of one static length, and masks."""
 
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,14 @@ import numpy as np
 
 from jcl import checks
 from jcl.data.arrays import Arrays
-from jcl.data.streams import Stream, Task
+from jcl.data.streams import Batch, Stream, Task
 from jcl.data.tables import Row
 from jcl.errors import InputError
 
 Scenario = Literal["task", "domain", "class"]
+
+# A fast tokenizer that two threads ask at once, with and without truncation, raises an error.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Encoder(Protocol):
@@ -25,6 +29,52 @@ class Encoder(Protocol):
     def encode(self, text: str, /) -> Any:
         """Returns the ids of `text`, special ones included."""
         ...
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the texts of a stream became its ids.
+
+    Attributes:
+        tokenizer: text to ids.
+        length: tokens of an example.
+        pad: the id behind the end of a text.
+    """
+
+    tokenizer: Encoder
+    length: int
+    pad: int
+
+    def __call__(self, text: str) -> tuple[np.ndarray, int]:
+        """Returns the ids of a text, int32[length] and filled on the right, and how many they are;
+        0 where the tokenizer gives none."""
+        with _ONE_AT_A_TIME:
+            ids = _ids(self.tokenizer, text, "a text")
+            if len(ids) > self.length:
+                ids = _cut(self.tokenizer, text, ids, self.length)
+        filled = np.full(self.length, self.pad, np.int32)
+        filled[: len(ids)] = ids
+        return filled, len(ids)
+
+
+class Texts(Arrays):
+    """What labelled texts are learned from: their ids, and beside them the texts themselves.
+
+    Attributes:
+        texts: of the examples.
+        encoding: what made their ids of them.
+    """
+
+    def __init__(
+        self,
+        leaves: Mapping[str, np.ndarray],
+        texts: Sequence[str],
+        encoding: Encoding,
+        *,
+        constants: Batch,
+    ):
+        super().__init__(leaves, constants=constants)
+        self.texts, self.encoding = tuple(texts), encoding
 
 
 @dataclass(frozen=True)
@@ -80,6 +130,7 @@ def labelled_texts(
             f"{name}: every train row has the label '{labels[0]}': give texts of at least two"
         )
     length, longest, truncated, tokens = _tokens([*train, *test], tokenizer, length)
+    encoding = Encoding(tokenizer, length, _pad(tokenizer))
     if truncated:
         warnings.warn(
             f"{name}: {truncated} of {len(train) + len(test)} texts were cut to {length} tokens; "
@@ -103,7 +154,11 @@ def labelled_texts(
             chosen = sources.get((domain, is_test), [])
             targets = np.array([within[rows[index].label] for index in chosen], np.int32)
             leaves = {key: leaf[chosen] for key, leaf in tokens.items()} | {"targets": targets}
-            both.append(Arrays(leaves, constants=constants))
+            if is_test:
+                both.append(Arrays(leaves, constants=constants))
+            else:
+                texts = [rows[index].text for index in chosen]
+                both.append(Texts(leaves, texts, encoding, constants=constants))
         built.append(Task(domain, both[0], both[1], both[0].hash() + both[1].hash()))
     return TextStream(
         f"{name}, {scenario}",
@@ -150,7 +205,7 @@ def _tokens(
     lengths = np.array([len(each) for each in ids])
     for index, each in enumerate(ids):
         if len(each) > length:
-            each = _cut(tokenizer, rows[index], each, length)
+            each = _cut(tokenizer, rows[index].text, each, length)
         inputs[index, : len(each)] = each
     mask = (np.arange(length) < lengths[:, None]).astype(np.int32)
     leaves = {"inputs": inputs, "attention_mask": mask}
@@ -170,10 +225,10 @@ def _ids(tokenizer: Encoder, text: str, place: str) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _cut(tokenizer: Any, row: Row, ids: np.ndarray, length: int) -> np.ndarray:
+def _cut(tokenizer: Any, text: str, ids: np.ndarray, length: int) -> np.ndarray:
     # Only the tokenizer knows that its closing token must stay at the end of a cut text.
     if hasattr(tokenizer, "pad_token_id"):
-        return np.asarray(tokenizer.encode(row.text, truncation=True, max_length=length))
+        return np.asarray(tokenizer.encode(text, truncation=True, max_length=length))
     return ids[:length]
 
 
