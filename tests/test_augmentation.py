@@ -336,14 +336,13 @@ def language_model():
         traces.append(1)
         return model.apply(*arguments, **options)
 
-    return model._replace(apply=apply), params, traces
+    counted = model._replace(apply=apply)
+    return counted, params, jcl.models.mask_filler(counted, params, candidates=2), traces
 
 
 def test_a_masked_language_model_fills_in(table, language_model):
-    model, params, traces = language_model
-    change = augmentation.masked_lm(
-        model, params, candidates=2, batch_size=3, probability=1.0, strength=0.3
-    )
+    *_, filler, traces = language_model
+    change = always(augmentation.masked_lm, 0.3, filler=filler, batch_size=3)
     source = augmented(stream_of(table, tokenizer=Numbers()), [change], seed=SEED).tasks[0].train
     every, zeros = np.arange(8), np.zeros(8, int)
     batch, plain = source.take_in_epoch(every, zeros), source.take(every)
@@ -364,29 +363,36 @@ def test_a_masked_language_model_fills_in(table, language_model):
 
 
 def test_a_masked_language_model_must_suit_the_stream(table, language_model):
-    model, params, _ = language_model
+    model, params, filler, _ = language_model
     of = lambda **fields: model._replace(config=dataclasses.replace(model.config, **fields))
     with pytest.raises(InputError, match="no masked-LM head"):
-        augmentation.masked_lm(of(head="classes"), params)
+        jcl.models.mask_filler(of(head="classes"), params)
+    for candidates, match in ((0, "at least 1"), (17, "has 17 tokens: ask for fewer")):
+        with pytest.raises(InputError, match=match):
+            jcl.models.mask_filler(model, params, candidates=candidates)
+    with pytest.raises(InputError, match="a Model does not fill in"):
+        augmentation.masked_lm(model)
     stream = stream_of(table, tokenizer=Numbers())
-    for own, options, match in (
+    for own, fields, match in (
         (stream_of(table), {}, "no mask_token_id"),
         (stream, {"candidates": 12}, "17 tokens, special"),
     ):
         with pytest.raises(InputError, match=match):
-            augmented(own, [augmentation.masked_lm(model, params, **options)], seed=0)
+            augmented(own, [augmentation.masked_lm(filler._replace(**fields))], seed=0)
     for fields, match in (
         ({"positions": 11}, "12 tokens long and the model takes 11"),
         ({"vocab_size": 16}, "has 17 tokens and the model a vocabulary of 16"),
     ):
+        other = jcl.models.mask_filler(of(**fields), params, candidates=2)
         with pytest.raises(InputError, match=match):
-            augmented(stream, [augmentation.masked_lm(of(**fields), params)], seed=0)
+            augmented(stream, [augmentation.masked_lm(other)], seed=0)
 
 
 def test_a_task_is_another_with_other_augmentations(table, language_model):
-    model, params, _ = language_model
+    model, params, *_ = language_model
     stream = stream_of(table, tokenizer=Numbers())
-    other = jax.tree.map(lambda leaf: leaf + 1, params)
+    changed = jax.tree.map(lambda leaf: leaf + 1, params)
+    fillers = [jcl.models.mask_filler(model, each) for each in (params, changed)]
     lexicons = {"card": ["cash"]}, {"card": ["money"]}
     every = [
         [], *([augmentation.swap(strength=strength)] for strength in (0.1, 0.2)),
@@ -397,7 +403,7 @@ def test_a_task_is_another_with_other_augmentations(table, language_model):
         *([augmentation.synonyms(each)] for each in lexicons),
         *([augmentation.back_translation(str, name=name)] for name in ("one", "other")),
         *([augmentation.token_cutoff(how=how)] for how in ("mask", "drop")),
-        *([augmentation.masked_lm(model, each)] for each in (params, other)),
+        *([augmentation.masked_lm(each)] for each in fillers),
     ]  # fmt: skip
     hashes = [task.hash for task in stream.tasks]
     for parts in every:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jcl import checks
@@ -90,7 +88,7 @@ class OfTokens:
         rows = np.flatnonzero(np.array(drawn) < self.probability)
         ids, lengths = ids.copy(), lengths.copy()
         if len(rows):
-            own = [generators[row] for row in rows]
+            own = [generators[row] for row in rows.tolist()]
             ids[rows], lengths[rows] = self.change(ids[rows], lengths[rows], encoding, own)
         return ids, lengths
 
@@ -447,58 +445,37 @@ def token_cutoff(
 
 
 def masked_lm(
-    model: Any,
-    params: Any,
-    *,
-    candidates: int = 10,
-    batch_size: int = 32,
-    probability: float = 0.5,
-    strength: float = 0.1,
+    filler: Any, *, batch_size: int = 32, probability: float = 0.5, strength: float = 0.1
 ) -> OfTokens:
     """Puts what a masked language model would say in the place of tokens (Kobayashi 2018,
     "Contextual augmentation"; Wu et al. 2019 with BERT, there told the label as well).
 
-    token' ~ softmax(logits), over the `candidates` likeliest that are neither special nor the
-    token itself, for touched(strength, tokens) of a text's tokens, all hidden at once.
+    token' ~ softmax(logits) over the filler's candidates, which are neither special nor the token
+    itself, for touched(strength, tokens) of a text's tokens, all hidden at once.
 
     The model is compiled once and asked while the batches are made; it knows nothing of the label.
 
     Args:
-        model: with the vocabulary of the stream's tokenizer, such as
-            `jcl.models.bert(BertConfig(head="masked_lm"))`.
-        params: its own; their content is a part of the hash of a task.
-        candidates: how many tokens are drawn from.
+        filler: from `jcl.models.mask_filler(model, params)`, of a model with the vocabulary of the
+            stream's tokenizer; the content of its params is a part of the hash of a task.
         batch_size: texts of one call of the model.
         probability: as in `synonyms`.
         strength: as in `token_cutoff`.
 
     Raises:
-        InputError: an argument is out of range or the model has another head; in `augmented`, the
-            tokenizer has no mask token or ids that the model does not have, or the texts are too
-            long for it.
+        InputError: an argument is out of range; in `augmented`, the tokenizer has no mask token or
+            ids that the model does not have, or the texts are too long for it.
     """
     checks.number("masked_lm", "strength", strength, "[0, 1]")
-    candidates = checks.whole("masked_lm", "candidates", candidates)
     batch_size = checks.whole("masked_lm", "batch_size", batch_size)
-    config = getattr(model, "config", None)
-    if getattr(config, "head", None) != "masked_lm":
+    if not hasattr(filler, "candidates"):
         raise InputError(
-            "augmentation.masked_lm: the model has no masked-LM head: load it with one, or make it "
-            'with BertConfig(head="masked_lm")'
+            f"augmentation.masked_lm: a {type(filler).__name__} does not fill in: give it "
+            "jcl.models.mask_filler(model, params)"
         )
-    vocabulary = config.vocab_size
-    held = jax.tree.map(jnp.asarray, params)
-
-    @jax.jit
-    def likeliest(params, ids, hidden, lengths, mask, special):
-        counted = (jnp.arange(ids.shape[1]) < lengths[:, None]).astype(jnp.int32)
-        logits = model.apply(params, jnp.where(hidden, mask, ids), attention_mask=counted)
-        own = jax.nn.one_hot(ids, vocabulary, dtype=bool)
-        logits = jnp.where(own | special, -jnp.inf, logits.astype(jnp.float32))
-        return jax.lax.top_k(logits, candidates)
 
     def change(ids, lengths, encoding, generators):
-        special = np.isin(np.arange(vocabulary), _special(encoding))
+        special = np.isin(np.arange(filler.vocab_size), _special(encoding))
         hidden = np.zeros(ids.shape, bool)
         for row, generator in enumerate(generators):
             places = _free(ids[row], lengths[row], encoding)
@@ -508,9 +485,9 @@ def masked_lm(
             # Always as many texts, so that there is one program.
             rows = np.minimum(np.arange(first, first + batch_size), len(ids) - 1)
             given = (ids[rows], hidden[rows], lengths[rows], np.int32(_mask(encoding)), special)
-            logits, tokens = map(np.asarray, likeliest(held, *given))
+            logits, tokens = map(np.asarray, filler.function(*given))
             for place, row in enumerate(range(first, min(first + batch_size, len(ids)))):
-                noise = generators[row].gumbel(size=(int(hidden[row].sum()), candidates))
+                noise = generators[row].gumbel(size=(int(hidden[row].sum()), filler.candidates))
                 drawn = np.argmax(logits[place][hidden[row]] + noise, axis=1)
                 ids[row, hidden[row]] = tokens[place][hidden[row], drawn]
         return ids, lengths
@@ -522,23 +499,24 @@ def masked_lm(
                 "tokenizer that the masked language model was trained with"
             )
         size = len(encoding.tokenizer) if hasattr(encoding.tokenizer, "__len__") else 0
-        if max(size, _mask(encoding) + 1) > vocabulary:
+        size = max(size, _mask(encoding) + 1)
+        if size > filler.vocab_size:
             raise InputError(
                 f"augmentation.masked_lm: the stream's tokenizer has {size} tokens and the model a "
-                f"vocabulary of {vocabulary}: use the model's own tokenizer for the stream"
+                f"vocabulary of {filler.vocab_size}: use the model's own tokenizer for the stream"
             )
-        if encoding.length > config.positions:
+        if encoding.length > filler.positions:
             raise InputError(
                 f"augmentation.masked_lm: the texts are {encoding.length} tokens long and the "
-                f"model takes {config.positions}: give the stream length={config.positions}"
+                f"model takes {filler.positions}: give the stream length={filler.positions}"
             )
-        if candidates > vocabulary - 1 - len(_special(encoding)):
+        if filler.candidates > filler.vocab_size - 1 - len(_special(encoding)):
             raise InputError(
-                f"masked_lm(candidates={candidates}): the model has {vocabulary} tokens, special "
-                "ones included: ask for fewer"
+                f"mask_filler(candidates={filler.candidates}): the model has {filler.vocab_size} "
+                "tokens, special ones included: ask for fewer"
             )
 
-    settings = f"{candidates} {strength} {_content(params)}"
+    settings = f"{filler.candidates} {strength} {filler.content}"
     return OfTokens("masked_lm", probability, settings, change, check)
 
 
@@ -719,12 +697,3 @@ def _mask(encoding: Encoding) -> Any:
 def _digest(known: Mapping[str, Sequence[str]]) -> str:
     content = json.dumps(sorted((word, list(own)) for word, own in known.items()))
     return hashlib.sha256(content.encode()).hexdigest()
-
-
-def _content(params: Any) -> str:
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
