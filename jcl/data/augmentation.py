@@ -475,7 +475,7 @@ def masked_lm(
         )
 
     def change(ids, lengths, encoding, generators):
-        special = np.isin(np.arange(filler.vocab_size), _special(encoding))
+        special = np.isin(np.arange(filler.vocab_size), encoding.special)
         hidden = np.zeros(ids.shape, bool)
         for row, generator in enumerate(generators):
             places = _free(ids[row], lengths[row], encoding)
@@ -510,7 +510,7 @@ def masked_lm(
                 f"augmentation.masked_lm: the texts are {encoding.length} tokens long and the "
                 f"model takes {filler.positions}: give the stream length={filler.positions}"
             )
-        if filler.candidates > filler.vocab_size - 1 - len(_special(encoding)):
+        if filler.candidates > filler.vocab_size - 1 - len(encoding.special):
             raise InputError(
                 f"mask_filler(candidates={filler.candidates}): the model has {filler.vocab_size} "
                 "tokens, special ones included: ask for fewer"
@@ -681,13 +681,7 @@ def _one(choices: Sequence[str], generator: np.random.Generator) -> str:
 def _free(ids: np.ndarray, length: int, encoding: Encoding) -> np.ndarray:
     """The places of tokens that are not special."""
     places = np.arange(length)
-    return places[~np.isin(ids[:length], _special(encoding))]
-
-
-def _special(encoding: Encoding) -> list[int]:
-    tokenizer = encoding.tokenizer
-    named = getattr(tokenizer, "all_special_ids", None) or [getattr(tokenizer, "separator", None)]
-    return sorted({encoding.pad, *(int(each) for each in named if each is not None)})
+    return places[~np.isin(ids[:length], encoding.special)]
 
 
 def _mask(encoding: Encoding) -> Any:

@@ -1,5 +1,6 @@
 """Rows of labelled texts as a stream: ids of one static length, and masks."""
 
+import functools
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,13 @@ class Encoding:
     tokenizer: Encoder
     length: int
     pad: int
+
+    @functools.cached_property
+    def special(self) -> list[int]:
+        """The ids that stand for no text, in order."""
+        separator = getattr(self.tokenizer, "separator", None)
+        named = getattr(self.tokenizer, "all_special_ids", None) or [separator]
+        return sorted({self.pad, *(int(each) for each in named if each is not None)})
 
     def __call__(self, text: str) -> tuple[np.ndarray, int]:
         """Returns the ids of a text, int32[length] and filled on the right, and how many they are;
