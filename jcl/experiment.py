@@ -137,6 +137,9 @@ def check(experiment: Experiment) -> Any:
     for number, stage in enumerate(experiment.stream.stages):
         name = stage_name(experiment, number)
         batches = data.training_batches(stage, experiment.batch_size, experiment.seed, name=name)
+        if experiment.device_data:
+            remedy = "use device_data=False"
+            data.check_unchanging("Experiment(device_data=True)", stage, remedy)
         training[name] = batches[0]
     stage_steps(experiment)
     strategy, stages = lift(experiment.strategy), len(experiment.stream.stages)

@@ -318,7 +318,8 @@ class Program:
     def _shuffled(self, experiment: Experiment, stage: int, purpose: str) -> Any:
         seed = self._seed(experiment, stage, purpose)
         source, size = experiment.stream.stages[stage], experiment.batch_size
-        return data.training_batches(source, size, seed, rows=self._placement.rows(size))
+        rows, by_epoch = self._placement.rows(size), purpose == "train"
+        return data.training_batches(source, size, seed, rows=rows, by_epoch=by_epoch)
 
     def _tested(self, number: int) -> list[Any]:
         """This process's part of the test batches of a task, for each of its seeds."""

@@ -1,6 +1,8 @@
 """Streams of tasks: sources, batches, text, labelled texts, images, and what needs no network."""
 
+from jcl.data import augmentation
 from jcl.data.arrays import Arrays, Chosen, blurry, encoded, fuzzy, labelled
+from jcl.data.augmentation import augmented
 from jcl.data.characters import Characters, quarter_turns
 from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
@@ -18,6 +20,7 @@ from jcl.data.streams import (
     Stream,
     Task,
     Walk,
+    check_unchanging,
     cumulative,
     evaluation_batches,
     held,
@@ -52,8 +55,11 @@ __all__ = [
     "Tokenizer",
     "Trajectories",
     "Walk",
+    "augmentation",
+    "augmented",
     "banking77",
     "blurry",
+    "check_unchanging",
     "class_sequence",
     "class_tasks",
     "clinc150",

@@ -7,7 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from jcl.data.streams import Batch, Concatenated, Source, Stream, Task, gather, held
+from jcl.data.streams import (
+    Batch,
+    Concatenated,
+    Source,
+    Stream,
+    Task,
+    changes,
+    check_unchanging,
+    gather,
+    held,
+)
 from jcl.errors import InputError
 
 
@@ -94,6 +104,7 @@ class Chosen:
 
     def __init__(self, source: Source, indices: np.ndarray, *, ordered: bool = False):
         self._source, self._indices, self.ordered = source, np.asarray(indices), ordered
+        self.by_epoch = changes(source)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -105,6 +116,10 @@ class Chosen:
         """Gathers the examples `indices`, batch axis first, in the order asked for."""
         return gather(self._source, self._indices[np.asarray(indices)])
 
+    def take_in_epoch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
+        """As `take`, each example as its epoch has it."""
+        return gather(self._source, self._indices[np.asarray(indices)], epochs)
+
     def arrays(self) -> Batch:
         """All examples."""
         return {key: leaf[self._indices] for key, leaf in held(self._source).items()}
@@ -115,7 +130,7 @@ class Labelled:
 
     def __init__(self, source: Source, task: int):
         self._source, self._task = source, np.asarray(task, np.int32)
-        self.ordered = getattr(source, "ordered", False)
+        self.ordered, self.by_epoch = getattr(source, "ordered", False), changes(source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -126,6 +141,10 @@ class Labelled:
     def take(self, indices: np.ndarray) -> Batch:
         """Gathers the examples `indices`, batch axis first, in the order asked for."""
         return self._label(gather(self._source, np.asarray(indices)), len(indices))
+
+    def take_in_epoch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
+        """As `take`, each example as its epoch has it."""
+        return self._label(gather(self._source, np.asarray(indices), epochs), len(indices))
 
     def arrays(self) -> Batch:
         """All examples."""
@@ -149,7 +168,7 @@ def labelled(stream: Stream) -> Stream:
     Raises:
         InputError: the stages are others.
     """
-    _check_plain("labelled", stream, "label")
+    check_plain("labelled", stream, "label")
     tasks = tuple(
         task._replace(train=Labelled(task.train, number), test=Labelled(task.test, number))
         for number, task in enumerate(stream.tasks)
@@ -175,11 +194,12 @@ def encoded(stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int =
     Raises:
         InputError: the stages are others, or `encode` gives another number of rows.
     """
-    _check_plain("encoded", stream, "encode")
+    check_plain("encoded", stream, "encode")
     if batch_size < 1:
         raise InputError(f"encoded(batch_size={batch_size}): a whole number, at least 1")
 
     def encode_all(source: Source) -> Arrays:
+        check_unchanging("encoded", source, "encode the stream that is not augmented")
         leaves = dict(gather(source, np.arange(len(source))))
         parts = []
         for first in range(0, len(source), batch_size):
@@ -202,7 +222,7 @@ def encoded(stream: Stream, encode: Callable[[Batch], Any], *, batch_size: int =
     return Stream(f"{stream.name}, encoded", tuple(tasks))
 
 
-def _check_plain(call: str, stream: Stream, verb: str) -> None:
+def check_plain(call: str, stream: Stream, verb: str) -> None:
     if stream.stages != tuple(task.train for task in stream.tasks):
         raise InputError(
             f"{call}: the stages of stream '{stream.name}' are not the train parts of its tasks: "

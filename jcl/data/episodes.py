@@ -9,7 +9,7 @@ import numpy as np
 from jcl import checks
 from jcl.data.arrays import Arrays
 from jcl.data.draws import Drawn, distinct, uniform
-from jcl.data.streams import Batch, Source, Stream, gather
+from jcl.data.streams import Batch, Source, Stream, check_unchanging, gather
 from jcl.errors import InputError
 
 _RENUMBERED = ("task", "label_mask")
@@ -73,6 +73,7 @@ class Episodes(Drawn):
         self._shots = checks.whole("Episodes", "shots", shots)
         self._queries = checks.whole("Episodes", "queries", queries)
         self._slots, self._mask = slots("Episodes", self._shots, padded_shots)
+        check_unchanging("Episodes", source, "give it the stream that is not augmented")
         self._leaves = _examples(source)
         targets = class_numbers(self._leaves)
         self._classes = _classes(classes, targets, self._ways)

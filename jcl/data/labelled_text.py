@@ -1,5 +1,7 @@
 """Rows of labelled texts as a stream: ids of one static length, and masks."""
 
+import functools
+import threading
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +11,14 @@ import numpy as np
 
 from jcl import checks
 from jcl.data.arrays import Arrays
-from jcl.data.streams import Stream, Task
+from jcl.data.streams import Batch, Stream, Task
 from jcl.data.tables import Row
 from jcl.errors import InputError
 
 Scenario = Literal["task", "domain", "class"]
+
+# A fast tokenizer that two threads ask at once, with and without truncation, raises an error.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Encoder(Protocol):
@@ -25,6 +30,60 @@ class Encoder(Protocol):
     def encode(self, text: str, /) -> Any:
         """Returns the ids of `text`, special ones included."""
         ...
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the texts of a stream became its ids.
+
+    Attributes:
+        tokenizer: text to ids.
+        length: tokens of an example.
+        pad: the id behind the end of a text.
+    """
+
+    tokenizer: Encoder
+    length: int
+    pad: int
+
+    @functools.cached_property
+    def special(self) -> list[int]:
+        """The ids that stand for no text, in order."""
+        separator = getattr(self.tokenizer, "separator", None)
+        named = getattr(self.tokenizer, "all_special_ids", None) or [separator]
+        return sorted({self.pad, *(int(each) for each in named if each is not None)})
+
+    def __call__(self, text: str) -> tuple[np.ndarray, int]:
+        """Returns the ids of a text, int32[length] and filled on the right, and how many they are;
+        0 where the tokenizer gives none."""
+        with _ONE_AT_A_TIME:
+            row = Row(text, "", "", "", "a text")
+            ids, _ = _encoded(self.tokenizer, row)
+            if len(ids) > self.length:
+                ids, _ = _encoded(self.tokenizer, row, self.length)
+        filled = np.full(self.length, self.pad, np.int32)
+        filled[: len(ids)] = ids
+        return filled, len(ids)
+
+
+class Texts(Arrays):
+    """What labelled texts are learned from: their ids, and beside them the texts themselves.
+
+    Attributes:
+        texts: of the examples.
+        encoding: what made their ids of them.
+    """
+
+    def __init__(
+        self,
+        leaves: Mapping[str, np.ndarray],
+        texts: Sequence[str],
+        encoding: Encoding,
+        *,
+        constants: Batch,
+    ):
+        super().__init__(leaves, constants=constants)
+        self.texts, self.encoding = tuple(texts), encoding
 
 
 @dataclass(frozen=True)
@@ -87,6 +146,7 @@ def labelled_texts(
             f"{name}: every train row has the label '{labels[0]}': give texts of at least two"
         )
     length, longest, truncated, tokens = _tokens([*train, *test], tokenizer, length)
+    encoding = Encoding(tokenizer, length, _pad(tokenizer))
     if truncated:
         warnings.warn(
             f"{name}: {truncated} of {len(train) + len(test)} texts were cut to {length} tokens; "
@@ -110,7 +170,11 @@ def labelled_texts(
             chosen = sources.get((domain, is_test), [])
             targets = np.array([within[rows[index].label] for index in chosen], np.int32)
             leaves = {key: leaf[chosen] for key, leaf in tokens.items()} | {"targets": targets}
-            both.append(Arrays(leaves, constants=constants))
+            if is_test or rows[0].pair is not None:  # pairs are not augmented
+                both.append(Arrays(leaves, constants=constants))
+            else:
+                texts = [rows[index].text for index in chosen]
+                both.append(Texts(leaves, texts, encoding, constants=constants))
         built.append(Task(domain, both[0], both[1], both[0].hash() + both[1].hash()))
     return TextStream(
         f"{name}, {scenario}",

@@ -27,7 +27,9 @@ class Source(Protocol):
     A source may also have `take(indices) -> Batch`, which gathers many examples at once with the
     batch axis first, so that batches are built several times faster; `arrays() -> Batch`, all its
     examples, for runs that hold them on the device; and a true `ordered`, which asks that its
-    examples be met in their own order.
+    examples be met in their own order. One with a true `by_epoch` has
+    `take_in_epoch(indices, epochs) -> Batch`, which gives the version of each example that belongs
+    to its epoch; what is learned from is asked for so.
     """
 
     def __len__(self) -> int: ...
@@ -109,6 +111,7 @@ class Concatenated:
         if not self._sources:
             raise InputError("nothing to concatenate: give at least one source with an example")
         self._ends = np.cumsum([len(source) for source in self._sources])
+        self.by_epoch = any(map(changes, self._sources))
         layouts = [_layout(source[0]) for source in self._sources]
         for index, layout in enumerate(layouts):
             if layout != layouts[0]:
@@ -128,13 +131,23 @@ class Concatenated:
 
     def take(self, indices: np.ndarray) -> Batch:
         """Gathers the examples `indices`, batch axis first, in the order asked for."""
+        return self._take(indices, None)
+
+    def take_in_epoch(self, indices: np.ndarray, epochs: np.ndarray) -> Batch:
+        """As `take`, each example as its epoch has it."""
+        return self._take(indices, epochs)
+
+    def _take(self, indices: np.ndarray, epochs: np.ndarray | None) -> Batch:
         indices = np.asarray(indices)
         which = np.searchsorted(self._ends, indices, side="right")
         positions, parts = [], []
         for chosen in np.unique(which):
             position = np.flatnonzero(which == chosen)
             positions.append(position)
-            parts.append(gather(self._sources[chosen], indices[position] - self._start(chosen)))
+            own = None if epochs is None else epochs[position]
+            parts.append(
+                gather(self._sources[chosen], indices[position] - self._start(chosen), own)
+            )
         order = np.argsort(np.concatenate(positions))
         return {key: np.concatenate([part[key] for part in parts])[order] for key in parts[0]}
 
@@ -193,6 +206,10 @@ class Walk:
             indices = np.concatenate([indices, self._order(epoch + 1)[:missing]])
         return indices
 
+    def epochs(self, index: int) -> np.ndarray:
+        """The epoch, from 0, of every example of batch `index`."""
+        return (int(index) * self._batch_size + np.arange(self._batch_size)) // self._length
+
     def _permutation(self, epoch: int) -> np.ndarray:
         if self._ordered:
             return np.arange(self._length)
@@ -206,15 +223,24 @@ class _ShuffledBatches:
     permutation an epoch and one gather a batch give the same walk many times faster.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, rows: np.ndarray | slice):
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        seed: int,
+        rows: np.ndarray | slice,
+        by_epoch: bool,
+    ):
         self._source, self._batch_size, self._rows = source, batch_size, rows
+        self._by_epoch = by_epoch
         self._walk = walk(source, batch_size, seed)
 
     def __len__(self) -> int:
         return sys.maxsize // self._batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        return gather(self._source, self._walk[index][self._rows])
+        epochs = self._walk.epochs(index)[self._rows] if self._by_epoch else None
+        return gather(self._source, self._walk[index][self._rows], epochs)
 
 
 def walk(source: Source, batch_size: int, seed: int) -> Walk:
@@ -229,6 +255,7 @@ def training_batches(
     *,
     name: str = "source",
     rows: np.ndarray | slice = EVERY,
+    by_epoch: bool = True,
 ) -> grain.MapDataset:
     """Returns endless shuffled batches: `result[i]` is batch i, batch axis first.
 
@@ -242,6 +269,8 @@ def training_batches(
         seed: of the shuffle, 0 or above.
         name: what an error calls the source, usually the task's name.
         rows: of every batch, where this process makes only a part of it; no other example is read.
+        by_epoch: where a source's examples change from epoch to epoch, as augmented ones do, give
+            those of the epoch; else they come as they are.
 
     Raises:
         InputError: the batch size is below 1, the seed is negative, or the source is shorter than
@@ -255,7 +284,7 @@ def training_batches(
             f"task '{name}' has {len(source)} train examples, fewer than one batch of "
             f"{batch_size}: use a smaller batch size, shorter blocks or more text"
         )
-    return grain.MapDataset.source(_ShuffledBatches(source, batch_size, seed, rows))
+    return grain.MapDataset.source(_ShuffledBatches(source, batch_size, seed, rows, by_epoch))
 
 
 def steps_per_epoch(source: Source, batch_size: int, epochs: float = 1) -> int:
@@ -350,6 +379,7 @@ def held(source: Source) -> Batch:
     Raises:
         InputError: the source cannot give them.
     """
+    check_unchanging("Experiment(device_data=True)", source, "use device_data=False")
     arrays = getattr(source, "arrays", None)
     if arrays is None:
         raise InputError(
@@ -364,10 +394,32 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
 
 
-def gather(source: Source, indices: np.ndarray) -> Batch:
-    """Returns the examples `indices` of a source, batch axis first, in the order asked for."""
+def gather(source: Source, indices: np.ndarray, epochs: np.ndarray | None = None) -> Batch:
+    """Returns the examples `indices` of a source, batch axis first, in the order asked for, each as
+    its epoch has it where epochs are given."""
+    in_epoch = getattr(source, "take_in_epoch", None)
+    if epochs is not None and in_epoch and changes(source):
+        return in_epoch(indices, epochs)
     take = getattr(source, "take", None)
     return take(indices) if take else stack([source[int(index)] for index in indices])
+
+
+def changes(source: Source) -> bool:
+    """Whether the examples of a source change from epoch to epoch."""
+    return getattr(source, "by_epoch", False)
+
+
+def check_unchanging(call: str, source: Source, remedy: str) -> None:
+    """Passes a source whose examples are the same in every epoch, for who reads them once.
+
+    Raises:
+        InputError: they change.
+    """
+    if changes(source):
+        raise InputError(
+            f"{call} reads every example once, and those of this source are augmented, others in "
+            f"every epoch: {remedy}"
+        )
 
 
 def _layout(example: Batch) -> dict[str, str]:

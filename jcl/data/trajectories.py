@@ -9,7 +9,7 @@ from jcl import checks
 from jcl.data.arrays import Arrays
 from jcl.data.draws import distinct, uniform
 from jcl.data.episodes import Episodes, class_numbers
-from jcl.data.streams import Batch, Source, Stream, Task, gather
+from jcl.data.streams import Batch, Source, Stream, Task, check_unchanging, gather
 from jcl.errors import InputError
 
 
@@ -131,6 +131,7 @@ def class_sequence(
     """
     task = checks.whole("class_sequence", "task", task)
     learned = checks.whole("class_sequence", "learned", learned)
+    check_unchanging("class_sequence", source, "give it the stream that is not augmented")
     leaves = gather(source, np.arange(len(source)))
     labels = class_numbers(leaves)
     if len(np.unique(classes)) < len(classes):

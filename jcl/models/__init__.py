@@ -10,6 +10,7 @@ from jcl.models.gpt2 import GPT2_SIZES, GPT2Config, gpt2
 from jcl.models.hf import from_pretrained, save_pretrained, tokenizer
 from jcl.models.llama import LlamaConfig, Rope, llama
 from jcl.models.lora import lora, merge_lora
+from jcl.models.mask_filler import mask_filler
 from jcl.models.mlp import MLPConfig, mlp
 from jcl.models.model import Model
 from jcl.models.module_dropout import module_dropout
@@ -42,6 +43,7 @@ __all__ = [
     "gpt2",
     "llama",
     "lora",
+    "mask_filler",
     "merge_lora",
     "mlp",
     "module_dropout",
