@@ -4,6 +4,7 @@ config.json    what was run, on what; compared when the run goes on
 metrics.jsonl  a line per logged step and per evaluation
 checkpoints/   see checkpoint.py
 report.json    report.md    matrix.png
+tensorboard/   wandb/       mlflow/     where a run was given such trackers, see tracking.py
 """
 
 import ast
@@ -33,7 +34,10 @@ PACKAGES = ("jcl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"
 IDENTITY = ("name", "config", "config_hash", "data", "seeds", "grid")
 MACHINE = ("versions", "devices", "mesh", "replicas", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
-CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
+CONTENTS = (
+    "report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints",
+    "tensorboard", "wandb", "mlflow", "config.json",
+)  # fmt: skip
 # What config.json holds at least, and what it may hold beside it.
 _HELD = {"seeds": [int]}
 _MAY_HOLD = {

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, checks, folder, hosts, report, strict
+from jcl import checkpoint, checks, folder, hosts, report, strict, tracking
 from jcl.allocator import keep_freed_memory
 from jcl.errors import FIRST_REMEDY, REMEDY, Diverged, InputError, OutOfMemory, SaveError, Stopped
 from jcl.experiment import Experiment, known, stage_name, stage_steps
@@ -67,6 +67,7 @@ def run(
     mesh: str | None = None,
     replicas: Replicas = "auto",
     grid: Grid | None = None,
+    track: Sequence[str] = (),
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
@@ -87,6 +88,7 @@ def run(
         replicas: how several replicas share the devices; see `jcl.program.Program`.
         grid: {field of the config: values}; every combination is trained with every seed, in the
             same program.
+        track: trackers that get the lines of metrics.jsonl as well; see `jcl.tracking`.
         console: where progress is shown, by process 0.
 
     Returns:
@@ -102,6 +104,7 @@ def run(
     if console is None or not hosts.first():
         console = Console(quiet=not hosts.first())
     checks.whole("jcl run", "--keep", keep)
+    tracking.check(track)
     with hosts.together():
         program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
         first = program.experiments[0]
@@ -129,7 +132,7 @@ def run(
             console.print(f"{path} is finished already; --fresh starts it again.")
             return finished, path
         try:
-            return _train(program, path, description, save_minutes, keep, console), path
+            return _train(program, path, description, save_minutes, keep, track, console), path
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -150,6 +153,7 @@ def _train(
     description: dict[str, Any],
     save_minutes: float,
     keep: int,
+    track: Sequence[str],
     console: Console,
 ) -> dict[str, Any]:
     experiment = program.experiments[0]
@@ -159,7 +163,14 @@ def _train(
         state, position = restored[0], _position(path, restored[1], lengths)
     else:
         state, position = program.initial(), Position()
-    lines = folder.MetricsFile(path, position.offset) if hosts.first() else folder.NoFile()
+
+    def step_of(line: Mapping[str, Any]) -> int:
+        return sum(lengths[: position.stage]) + line.get("step", position.step)
+
+    lines = folder.NoFile()
+    if hosts.first():
+        lines = folder.MetricsFile(path, position.offset)
+        lines = tracking.Tracked(lines, track, path, description, step_of) if track else lines
     saver, stopping = checkpoint.Saver(path / "checkpoints", keep=keep), Stopping()
     started = time.monotonic() - position.wall_seconds
     saved = time.monotonic()
@@ -323,7 +334,7 @@ class _StepLog:
         name: str,
         lengths: list[int],
         position: Position,
-        lines: folder.MetricsFile | folder.NoFile,
+        lines: folder.MetricsFile | folder.NoFile | tracking.Tracked,
         progress: RunProgress,
         every: int,
     ):

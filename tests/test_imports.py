@@ -33,6 +33,8 @@ ALLOWED = {
     "folder": set(),
     "progress": set(),
     "report": {"folder", "grid", "metrics"},
+    "page": {"checkpoint", "folder", "metrics", "report"},
+    "tracking": {"folder"},
     "experiment": {"core", "data", "learner", "losses", "models"},
     "grid": {"experiment"},
     "hlo": set(),
@@ -43,11 +45,11 @@ ALLOWED = {
     },
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
-        "progress", "report", "sharding", "stopping",
+        "progress", "report", "sharding", "stopping", "tracking",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "plan",
+        "page", "plan",
         "report", "run", "sharding", "strategies",
     },
     "__init__": {
