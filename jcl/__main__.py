@@ -65,9 +65,9 @@ class RunOptions:
             TPU pod, an indexed Job of Kubernetes) tells the processes of a run of each other.
         processes: their number; 1 alone keeps this process out of a launcher's.
         process: which of them this is, from 0.
-        track: a tracker that gets the lines of metrics.jsonl as well, in the run folder: tensorboard,
-            wandb (offline unless WANDB_MODE says otherwise) or mlflow; may be given several times.
-            One that fails costs a warning and not the run. Needs the extra jcl[tracking].
+        track: a tracker that gets the lines of metrics.jsonl as well, in the run folder:
+            tensorboard, wandb (offline unless WANDB_MODE says otherwise) or mlflow; may be given
+            several times. One that fails costs a warning and not the run. Needs jcl[tracking].
     """
 
     seeds: int = 1

@@ -20,6 +20,7 @@ from jcl.errors import InputError
 CELLS = 40_000  # of the matrices of a page
 LINES_BYTES = 512 * 2**20  # of metrics.jsonl
 POINTS = 300  # of a drawn curve
+LARGEST = 1e300  # number that is drawn
 PANELS = 60  # tasks that get a curve of their own
 COLOURS = 8
 CHANGES = ("forgetting", "backward_transfer", "forward_transfer")
@@ -89,8 +90,8 @@ def make(places: Sequence[Path]) -> str:
     cells = sum(np.asarray(each["matrix"]).size for each in reports)
     if cells > CELLS:
         raise InputError(
-            f"The matrices of these runs have {cells:,} cells, and a page of more than {CELLS:,} is "
-            "of no use: name fewer runs, or leave out --html."
+            f"The matrices of these runs have {cells:,} cells, and a page of more than {CELLS:,} "
+            "is of no use: name fewer runs, or leave out --html."
         )
     with np.errstate(all="ignore"):  # numbers from elsewhere may be of any size
         runs = [
@@ -145,7 +146,7 @@ def _read(place: Path, whole: dict[str, Any], label: str, number: int) -> Run:
         if whole["step_seconds_median"] is None
         else f"{_number(1000 * whole['step_seconds_median'])} ms",
         **_sizes(place / "checkpoints", len(whole["seeds"])),
-        "devices": " × ".join(str(machine[key]) for key in ("count", "kind") if key in machine),
+        "devices": " of ".join(str(machine[key]) for key in ("count", "kind") if key in machine),
         "compiled (step, consolidate, evaluate)": ", ".join(
             str(whole["traces"].get(name, "-")) for name in ("step", "consolidate", "evaluate")
         ),
@@ -230,21 +231,31 @@ def _e(text: Any, most: int = 300) -> str:
     return html.escape(shown if len(shown) <= most else shown[: most - 1] + "…")
 
 
-def _number(value: float | None) -> str:
+def _name(text: str, most: int = 80) -> str:
+    """As `_e`, for HTML alone: a line may break behind an underscore or a slash."""
+    return _e(text, most).replace("_", "_<wbr>").replace("/", "/<wbr>")
+
+
+def _number(value: float | None, beside: float = 0.0) -> str:
+    """As many places as it takes beside a number of that size.
+
+    >>> _number(0.25), _number(0.0001), _number(0.0001, beside=0.5), _number(123456.0)
+    ('0.250', '1.00e-04', '0.000', '1.23e+05')
+    """
     if value is None or not math.isfinite(value):
         return "-"
-    if value and not 1e-3 <= abs(value) < 1e5:
+    size = max(abs(value), abs(beside))
+    if size and not 1e-3 <= size < 1e5:
         return f"{value:.2e}"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+    return f"{value:.3f}" if size < 100 else f"{value:.1f}"
 
 
 def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            break
+    units = ["B", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
         size /= 1000
-    else:
-        unit = "TB"
+        units.pop(0)
+    unit = units[0]
     return f"{size:.3g} {unit}" if size < 1e6 else f"{size:.1e} {unit}"
 
 
@@ -266,7 +277,7 @@ def _shown(interval: Interval | None) -> str:
     if interval is None:
         return "-"
     mean, half = interval
-    return _number(mean) + ("" if half is None else f" ± {_number(half)}")
+    return _number(mean, half or 0.0) + ("" if half is None else f" ± {_number(half, mean)}")
 
 
 def _of(run: Run, name: str) -> Interval | None:
@@ -295,13 +306,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -
 
 def _key(run: Run) -> str:
     return (
-        f'<svg class=key aria-hidden=true><line class="{run.colour}" x1=0 x2=22 y1=6 y2=6 /></svg>'
-        f"{_e(run.label, 80)}"
+        f'<span class=run><svg class=key aria-hidden=true><line class="{run.colour}" x1=0 x2=22 '
+        f"y1=6 y2=6 /></svg><span>{_name(run.label)}</span></span>"
     )
 
 
 def _legend(runs: Sequence[Run]) -> str:
-    return "<p class=legend>" + "".join(f"<span>{_key(run)}</span>" for run in runs) + "</p>"
+    return "<p class=legend>" + "".join(map(_key, runs)) + "</p>"
 
 
 # Sections
@@ -349,7 +360,7 @@ def _curves(runs: Sequence[Run]) -> str:
             f"{_e(run.label, 40)} {_number(_mean(run)[-1, number])}" for run in runs[:1]
         )
         panels.append(
-            f"<figure><figcaption>{_e(task, 80)}</figcaption>"
+            f"<figure><figcaption>{_name(task)}</figcaption>"
             + _plot(lines, (0, last), (low, high), range(last + 1), learned, ends)
             + "</figure>"
         )
@@ -366,9 +377,11 @@ def _curves(runs: Sequence[Run]) -> str:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    finite = [value for value in values if np.isfinite(value)] or [0.0]
-    low, high = min(finite), max(finite)
-    return (low, high) if low < high and np.isfinite(high - low) else (low - 0.5, low + 0.5)
+    """The ends of an axis: finite, and apart."""
+    drawn = [float(value) for value in values if abs(value) < LARGEST] or [0.0]
+    low, high = min(drawn), max(drawn)
+    around = max(0.5, 1e-3 * abs(low))
+    return (low, high) if low < high else (low - around, low + around)
 
 
 def _plot(
@@ -397,16 +410,14 @@ def _plot(
         for each in boundaries
     ]
     for run, points, level in lines:
-        at = " ".join(
-            f"{x(a):.2f},{y(b):.2f}" for a, b in points if np.isfinite(a) and np.isfinite(b)
-        )
+        at = " ".join(f"{x(a):.2f},{y(b):.2f}" for a, b in points if max(abs(a), abs(b)) < LARGEST)
         marks.append(
             f'<polyline class="{run.colour}{" level" if level else ""}" points="{at}">'
             f"<title>{_e(run.label)}</title></polyline>"
         )
     every = max(1, math.ceil(len(boundaries) / 8))
     ticks = "".join(
-        f'<span style="left:{x(each):.2f}%">{f"{each:,.0f}"}</span>'
+        f"<span{' class=end' if x(each) > 95 else ''} style=left:{x(each):.2f}%>{each:,.0f}</span>"
         for number, each in enumerate(boundaries)
         if number % every == 0
     )
@@ -415,8 +426,9 @@ def _plot(
         for at, name in zip(boundaries, names, strict=False)
     )
     return (
-        f"<div class=plot><div class=axis><span>{_number(up[1])}</span><span>{_number(up[0])}</span>"
-        f'</div><svg viewBox="0 0 100 100" preserveAspectRatio=none role=img aria-label="{told}">'
+        f"<div class=plot><div class=axis><span>{_number(up[1], up[0])}</span>"
+        f"<span>{_number(up[0], up[1])}</span></div>"
+        f'<svg viewBox="0 0 100 100" preserveAspectRatio=none role=img aria-label="{told}">'
         f"{''.join(marks)}</svg><div class=ticks>{ticks}</div>"
         + (f"<div class=names>{titles}</div>" if titles else "")
         + "</div>"
@@ -475,7 +487,7 @@ def _bars(rows: Sequence[tuple[Run, str, Sequence[float | None], Interval | None
         marks += f'<line class=zero x1="{x(0.0)}" x2="{x(0.0)}" y1=0 y2=24 />'
         shown = _shown(interval) if interval else "not defined"
         drawn.append(
-            f"<div class=bar><span>{label}</span><svg aria-hidden=true>{marks}</svg>"
+            f"<div class=bar>{label}<svg aria-hidden=true>{marks}</svg>"
             f"<output>{shown}</output></div>"
         )
     return "".join(drawn)
@@ -501,10 +513,10 @@ def _paired(runs: Sequence[Run]) -> str:
     )
     arrows = {"average_accuracy": higher, "forgetting": False}
     head = [
-        f"{_e(WORDS.get(name, name.replace('_', ' ')))} ({'+' if arrows.get(name, True) else '−'})"
+        f"{_e(WORDS.get(name, name.replace('_', ' ')))} ({'+' if arrows.get(name, True) else '-'})"
         for name in names
     ]
-    note += " (+) and (−) say which sign is good."
+    note += " (+) and (-) say which sign is good."
     return _section("Differences", note, _table(["run", "seeds", *head], rows))
 
 
@@ -534,6 +546,9 @@ def _difference(run: Run, first: Run, seeds: Sequence[int], name: str) -> str:
 def _matrices(runs: Sequence[Run]) -> str:
     of = runs[0].report
     low, high = _range([value for run in runs for value in _mean(run).ravel()])
+    # All cells alike, so that columns of numbers can be compared.
+    digits = int(np.clip(2 - np.floor(np.log10(max(high - low, 1e-9))), 1, 6))
+    least = 9 + 3.9 * len(of["tasks"])
     drawn = []
     for run in runs:
         mean = _mean(run)
@@ -549,13 +564,14 @@ def _matrices(runs: Sequence[Run]) -> str:
                 kind = ["hi"] if part > 0.7 else []
                 if len(mean) == len(values) + 1 and number == task + 1:
                     kind.append("just")
+                shown = f"{value:.{digits}f}" if abs(value) < 1e5 else _number(float(value))
                 seeds = ", ".join(_number(each) for each in run.matrix[:8, number, task])
                 cells.append(
                     f'<td class="{" ".join(kind)}" style="--v:{100 * part:.0f}%" '
-                    f'title="seeds: {seeds}">{_number(float(value))}</td>'
+                    f'title="seeds: {seeds}">{shown}</td>'
                 )
-            rows.append(f"<tr><th scope=row>{_e(name, 60)}</th>{''.join(cells)}</tr>")
-        top = "".join(f"<th scope=col>{_e(task, 60)}</th>" for task in of["tasks"])
+            rows.append(f"<tr><th scope=row>{_name(name, 60)}</th>{''.join(cells)}</tr>")
+        top = "".join(f"<th scope=col>{_name(task, 60)}</th>" for task in of["tasks"])
         drawn.append(
             f"<figure><figcaption>{_key(run)}</figcaption><div class=scroll tabindex=0>"
             f"<table class=heat><thead><tr><th scope=col>after ↓ on →</th>{top}</tr></thead>"
@@ -565,7 +581,11 @@ def _matrices(runs: Sequence[Run]) -> str:
         f"{_e(of['measure'])} on each task (columns) after each stage (rows), mean over seeds; the "
         "deeper the colour the better, on one scale for all. Framed: the task just learned."
     )
-    return _section("Matrices", note, f"<div class=matrices>{''.join(drawn)}</div>")
+    return _section(
+        "Matrices",
+        note,
+        f"<div class=matrices style='--least:{least:.0f}rem'>{''.join(drawn)}</div>",
+    )
 
 
 def _losses(runs: Sequence[Run]) -> str:
@@ -627,6 +647,6 @@ def _sorted_fields(
     differing, alike = [], []
     for field in fields:
         values = [repr(table[field]) if field in table else None for table in tables]
-        row = [_e(field, 80), *("absent" if each is None else _e(each) for each in values)]
+        row = [_name(field), *("absent" if each is None else _e(each) for each in values)]
         (differing if len(set(values)) > 1 else alike).append(row)
     return differing, alike
