@@ -295,8 +295,10 @@ def _lock(folder: Path) -> int:
 
 def _refuse_links(folder: Path) -> None:
     """A link in a folder from elsewhere would have what it leads to overwritten."""
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+    for path in list(folder.rglob("*")):
+        if path.is_symlink() and (folder / "wandb") in path.parents:
+            path.unlink()  # to a log of that tracker's own, which nobody writes by it
+        elif path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InputError(
                 f"{path} is a link or no file, and a run writes to nothing outside of its folder: "
                 "put there what it leads to, or name another folder with --out."

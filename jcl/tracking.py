@@ -57,7 +57,10 @@ class TensorBoard:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
         self._writer = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=step + 1 if step else 0, flush_secs=10
+            str(folder / "tensorboard"),
+            purge_step=step + 1 if step else 0,
+            flush_secs=10,
+            filename_suffix=f".{uuid.uuid4().hex[:8]}",  # else two of one second are one
         )
         if not step:
             text = json.dumps(description["config"], indent=1).replace("\n", "\n    ")
@@ -86,7 +89,7 @@ class WandB:
             name=f"{folder.parent.name}/{folder.name}",
             config=dict(description["config"]),
             mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore
-            # A run refuses a folder with links in it.
+            # A run that goes on refuses a folder with links to elsewhere.
             settings=wandb.Settings(symlink=False, silent=True, console="off"),
         )
         # Their own step may not go back, as it does where a run goes on from a checkpoint.
