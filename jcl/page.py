@@ -146,7 +146,7 @@ def _read(place: Path, whole: dict[str, Any], label: str, number: int) -> Run:
         if whole["step_seconds_median"] is None
         else f"{_number(1000 * whole['step_seconds_median'])} ms",
         **_sizes(place / "checkpoints", len(whole["seeds"])),
-        "devices": " of ".join(str(machine[key]) for key in ("count", "kind") if key in machine),
+        "devices": " ".join(str(machine[key]) for key in ("count", "kind") if key in machine),
         "compiled (step, consolidate, evaluate)": ", ".join(
             str(whole["traces"].get(name, "-")) for name in ("step", "consolidate", "evaluate")
         ),
@@ -247,7 +247,8 @@ def _number(value: float | None, beside: float = 0.0) -> str:
     size = max(abs(value), abs(beside))
     if size and not 1e-3 <= size < 1e5:
         return f"{value:.2e}"
-    return f"{value:.3f}" if size < 100 else f"{value:.1f}"
+    shown = f"{value:.3f}" if size < 100 else f"{value:.1f}"
+    return shown if shown.strip("-0.") else shown.lstrip("-")
 
 
 def _bytes(size: float) -> str:
@@ -605,7 +606,10 @@ def _losses(runs: Sequence[Run]) -> str:
             )
             + "</figure>"
         )  # fmt: skip
-    note = "Over the steps of all stages, mean over replicas; upright lines are boundaries."
+    note = (
+        "Over the steps of all stages, mean over replicas; upright lines are boundaries, at the "
+        "last step logged before them."
+    )
     return _section("Training loss", note, f"<div class='panels wide'>{''.join(plots)}</div>")
 
 
