@@ -29,10 +29,10 @@ def matrices(seeds, tasks, forgetting):
     return (np.where(learned, 0.9 - fall, 0.1) + noise).tolist()
 
 
-def a_run(place, *, forgetting=0.1, tasks=3, seeds=3, lines=True, **fields):
-    """A run folder without checkpoints."""
+def a_run(place, *, forgetting=0.1, number=3, replicas=3, lines=True, **fields):
+    """A run folder of so many tasks, without checkpoints."""
     place.mkdir(parents=True)
-    found = a_report(matrix=matrices(seeds, tasks, forgetting)) | fields
+    found = a_report(matrix=matrices(replicas, number, forgetting)) | fields
     folder.write_json(place / "report.json", found)
     described = {
         "schema": 1, "name": found["name"], "config": found["config"], "seeds": found["seeds"],
@@ -109,7 +109,7 @@ def test_what_the_page_holds(tmp_path, capsys):
 def test_differences_are_paired_over_common_seeds(tmp_path):
     """A difference that every seed has alike has no width, however far the seeds lie apart."""
     spread = np.asarray(matrices(4, 3, 0.1)) + np.array([0, 0.2, 0.4, 0.6])[:, None, None]
-    first = a_run(tmp_path / "a", matrix=spread.tolist(), seeds=4)
+    first = a_run(tmp_path / "a", matrix=spread.tolist(), replicas=4)
     later = (spread + 0.05)[[3, 1, 2]].tolist()
     other = a_run(tmp_path / "b", name="b", matrix=later)
     for place, seeds in ((first, [0, 1, 2, 3]), (other, [3, 1, 7])):
@@ -151,7 +151,7 @@ def test_which_sign_is_good(higher, name, change, word):
 def attacked(place):
     tasks = [ATTACK, "a_b/c" * 30, "&amp;"]
     return a_run(
-        place, name=ATTACK, tasks=3, measure=ATTACK, config={ATTACK: ATTACK, "b": [ATTACK]},
+        place, name=ATTACK, measure=ATTACK, config={ATTACK: ATTACK, "b": [ATTACK]},
         versions={ATTACK: ATTACK},
     ), tasks  # fmt: skip
 
@@ -209,12 +209,25 @@ def test_refusals_of_the_command(tmp_path, capsys):
 
 
 def test_runs_of_other_streams_stand_apart(tmp_path):
-    first, other = a_run(tmp_path / "a"), a_run(tmp_path / "b", tasks=2)
+    first, other = a_run(tmp_path / "a"), a_run(tmp_path / "b", number=2)
     text = Tree(page.make([first, other])).text
     assert "Stream 1: task 0, task 1, task 2" in text
     assert "Stream 2: task 0, task 1" in text
     assert "Differences" not in text
     assert str(other) in text  # both are named naive
+
+
+def test_of_a_grid_the_best_setting_is_shown(tmp_path):
+    found = report.make(
+        name="naive", tasks=["a", "b"], measure="accuracy", higher_is_better=True,
+        seeds=[0, 1, 0, 1], matrix=matrices(2, 2, 0.5) + matrices(2, 2, 0.1), wall_seconds=1.0,
+        steps=1, step_seconds_median=None, traces={}, config={"rate": 0.1}, versions={},
+        settings=[{"rate": 0.1}] * 2 + [{"rate": 0.2}] * 2,
+    )  # fmt: skip
+    text = Tree(page.make([a_run(tmp_path / "a", **found)])).text
+    assert "naive, rate 0.2" in text
+    best = found["by_setting"][1]["metrics"]["forgetting"]
+    assert f"{best['mean']:.3f} ± {best['ci95']:.3f}" in text
 
 
 # In a browser
@@ -226,11 +239,12 @@ def dumped(path, width, text):
     const wide = [...document.querySelectorAll('main *')].filter(each =>
         !each.closest('.scroll') && each.getBoundingClientRect().right > innerWidth + 1);
     const svgs = [...document.querySelectorAll('.plot svg')].map(each => each.clientHeight);
-    document.body.innerHTML = '';
-    document.body.textContent = JSON.stringify({
-        title: document.title, width: innerWidth, page: document.documentElement.scrollWidth,
+    const found = JSON.stringify({
+        title: document.title, width: innerWidth,
+        page: document.documentElement.scrollWidth, seen: document.documentElement.clientWidth,
         wide: wide.map(each => each.outerHTML.slice(0, 80)), least: Math.min(...svgs),
     });
+    document.body.textContent = found;
     </script>"""
     path.write_text(re.sub("<meta http-equiv[^>]*>", "", text).replace("</html>", measure))
     command = [
@@ -245,10 +259,10 @@ def dumped(path, width, text):
 @pytest.mark.parametrize("width", [390, 1280])
 def test_a_browser_shows_it_at_phone_and_desk_width(width, tmp_path):
     place, _ = attacked(tmp_path / "a")
-    runs = [place, *(a_run(tmp_path / str(n), name=f"run_{n}" * 4, tasks=9) for n in range(9))]
+    runs = [place, *(a_run(tmp_path / str(n), name=f"run_{n}" * 4, number=9) for n in range(9))]
     found = dumped(tmp_path / "page.html", width, page.make(runs))
     assert found["width"] == width
-    assert found["page"] == width  # nothing to scroll sideways but tables within themselves
+    assert found["page"] <= found["seen"]  # nothing to scroll sideways but tables within themselves
     assert found["wide"] == []
     assert found["least"] > 100
     assert found["title"].startswith("jcl: ")  # an attack would have set it
