@@ -8,7 +8,7 @@ variable asks for it (WANDB_MODE=online, MLFLOW_TRACKING_URI).
 A run that was killed goes on from its checkpoint, and lines after it come a second time:
 metrics.jsonl is cut back to the checkpoint; TensorBoard hides the old ones (its purge step);
 Weights & Biases and MLflow keep both at the same step. What a tracker had not yet written is lost
-to it.
+to it; TensorBoard's writer holds up to ten seconds of lines.
 """
 
 import json
@@ -103,7 +103,8 @@ class WandB:
 
 
 class MLflow:
-    """`mlflow ui --backend-store-uri RUN/mlflow/runs`, or MLFLOW_TRACKING_URI."""
+    """Files in RUN/mlflow/runs, or MLFLOW_TRACKING_URI's server. To look at the files:
+    `MLFLOW_ALLOW_FILE_STORE=true mlflow ui --backend-store-uri RUN/mlflow/runs`."""
 
     def __init__(self, folder: Path, description: Mapping[str, Any], step: int):
         # A store of files needs no database; newer versions want to be told.
