@@ -26,10 +26,11 @@ USAGE = """jcl: continual and online learning for language models
   jcl run CONFIG.py [--field value ...] [--seeds N] [--out DIR] [--fresh]   train, or go on
                     [--mesh data=4,fsdp=2] [--replicas auto|vmap|map|pmap]
                     [--grid FIELD=VALUE,VALUE ...]   all combinations, in one program
+                    [--track tensorboard|wandb|mlflow]   metrics for a tracker as well
                     [--coordinator HOST:PORT --processes N --process K]   on every host
   jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
-  jcl report RUN [RUN ...]                                                  runs side by side
+  jcl report RUN [RUN ...] [--html FILE.html]               runs side by side, or as a page
   jcl memory RUN FILE.npz [--seed N] [--part STATE/PATH]   a run's memory, for another run
   jcl export RUN FOLDER [--lora merged|adapter] [--seed N]     a run's model, for Hugging Face
   jcl list [FOLDER]                                                         what there is to use
@@ -65,6 +66,9 @@ class RunOptions:
             TPU pod, an indexed Job of Kubernetes) tells the processes of a run of each other.
         processes: their number; 1 alone keeps this process out of a launcher's.
         process: which of them this is, from 0.
+        track: a tracker that gets the lines of metrics.jsonl as well, in the run folder:
+            tensorboard, wandb (offline unless WANDB_MODE says otherwise) or mlflow; may be given
+            several times. One that fails costs a warning and not the run. Needs jcl[tracking].
     """
 
     seeds: int = 1
@@ -80,6 +84,7 @@ class RunOptions:
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
+    track: tyro.conf.UseAppendAction[tuple[Literal["tensorboard", "wandb", "mlflow"], ...]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,12 +339,34 @@ def enough_devices(seeds: int, cores: int) -> int:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class ReportOptions:
+    """Finished runs side by side: their matrices and metrics, as tables here or as a page.
+
+    Attributes:
+        runs: the run folders; in the page the others are compared with the first.
+        html: write one self-contained page to this file: matrices, every task over time, forgetting
+            and transfer with intervals, cost, differences over common seeds, configs.
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    html: Path | None = None
+
+
 def _report(arguments: list[str]) -> None:
     from jcl import report
 
     if not arguments:
         raise InputError("name the folders of finished runs: jcl report runs/quickstart/naive")
-    report.show([report.read(Path(place)) for place in arguments], _console())
+    options = tyro.cli(ReportOptions, args=arguments, prog="jcl report")
+    if options.html is None:
+        report.show([report.read(place) for place in options.runs], _console())
+        return
+
+    from jcl import page
+
+    page.write(options.html, options.runs)
+    _console().print(f"{options.html}: open it in a browser", soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)

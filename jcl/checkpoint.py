@@ -299,6 +299,25 @@ def _newest(folder: Path, own: bool) -> str | None:
     return None
 
 
+def sizes(folder: Path) -> dict[str, tuple[tuple[int, ...], int]]:
+    """The shapes and bytes of the arrays of the newest checkpoint by their paths; no array is read.
+
+    Args:
+        folder: the run's `checkpoints/`.
+
+    Raises:
+        InputError: there is none, or its manifest is damaged.
+    """
+    numbers = _numbers(folder)
+    if not numbers:
+        raise InputError(f"There is no checkpoint in {folder}: name the folder of a run.")
+    leaves = _manifest(folder / f"{max(numbers):06d}")["leaves"].values()
+    return {
+        leaf["path"]: (tuple(leaf["shape"]), math.prod(leaf["shape"]) * _dtype(leaf).itemsize)
+        for leaf in leaves
+    }
+
+
 def _dtype(leaf: dict[str, Any]) -> Any:
     key = leaf["dtype"].startswith("key<")
     return jax.random.key(0).dtype if key else jax.numpy.dtype(leaf["dtype"])

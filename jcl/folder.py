@@ -4,6 +4,7 @@ config.json    what was run, on what; compared when the run goes on
 metrics.jsonl  a line per logged step and per evaluation
 checkpoints/   see checkpoint.py
 report.json    report.md    matrix.png
+tensorboard/   wandb/       mlflow/     where a run was given such trackers, see tracking.py
 """
 
 import ast
@@ -33,7 +34,10 @@ PACKAGES = ("jcl", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain"
 IDENTITY = ("name", "config", "config_hash", "data", "start", "seeds", "grid")
 MACHINE = ("versions", "devices", "mesh", "replicas", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
-CONTENTS = ("report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints", "config.json")
+CONTENTS = (
+    "report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints",
+    "tensorboard", "wandb", "mlflow", "config.json",
+)  # fmt: skip
 # What config.json holds at least, and what it may hold beside it.
 _HELD = {"seeds": [int]}
 _MAY_HOLD = {
@@ -301,8 +305,10 @@ def _lock(folder: Path) -> int:
 
 def _refuse_links(folder: Path) -> None:
     """A link in a folder from elsewhere would have what it leads to overwritten."""
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+    for path in list(folder.rglob("*")):
+        if path.is_symlink() and (folder / "wandb") in path.parents:
+            path.unlink()  # to a log of that tracker's own, which nobody writes by it
+        elif path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise InputError(
                 f"{path} is a link or no file, and a run writes to nothing outside of its folder: "
                 "put there what it leads to, or name another folder with --out."

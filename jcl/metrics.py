@@ -88,8 +88,17 @@ def _mean_and_interval(
     if any(value is None for value in values):
         return {"mean": None, "ci95": None, "values": list(values)}
     numbers = np.asarray(values, np.float64)
-    interval = None
-    if len(numbers) > 1:
-        error = numbers.std(ddof=1) / np.sqrt(len(numbers))
-        interval = float(stats.t.ppf(0.975, len(numbers) - 1) * error)
-    return {"mean": float(numbers.mean()), "ci95": interval, "values": list(values)}
+    return {"mean": float(numbers.mean()), "ci95": interval(numbers), "values": list(values)}
+
+
+def interval(values: Sequence[float] | np.ndarray) -> float | None:
+    """The half-width of the 95 % interval of a mean by Student's t; None for one value.
+
+    >>> round(interval([1.0, 2.0, 3.0]), 3)
+    2.484
+    """
+    numbers = np.asarray(values, np.float64)
+    if len(numbers) < 2:
+        return None
+    error = numbers.std(ddof=1) / np.sqrt(len(numbers))
+    return float(stats.t.ppf(0.975, len(numbers) - 1) * error)

@@ -246,14 +246,18 @@ def _title(report: dict[str, Any]) -> str:
     return f"{report['name']}: {report['measure']} ({better} is better)"
 
 
+def row_names(report: dict[str, Any]) -> list[str]:
+    """After what each row of the matrix was measured."""
+    rows, tasks = len(report["matrix"][0]), report["tasks"]
+    if rows == len(tasks) + 1:
+        return ["(before)", *tasks]
+    return ["(before)", *[f"stage {number}" for number in range(rows - 2)], "(all)"]
+
+
 def _rows(report: dict[str, Any]) -> list[list[str]]:
-    mean = _mean(report)
-    names = ["(before)", *report["tasks"]]
-    if len(mean) != len(names):
-        names = ["(before)", *[f"stage {number}" for number in range(len(mean) - 2)], "(all)"]
     return [
         [name, *("-" if np.isnan(value) else f"{value:.3f}" for value in row)]
-        for name, row in zip(names, mean, strict=True)
+        for name, row in zip(row_names(report), _mean(report), strict=True)
     ]
 
 

@@ -10,7 +10,7 @@ import functools
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, checks, folder, hosts, report, strict
+from jcl import checkpoint, checks, folder, hosts, report, strict, tracking
 from jcl.allocator import keep_freed_memory
 from jcl.errors import FIRST_REMEDY, REMEDY, InputError, OutOfMemory, SaveError, Stopped
 from jcl.experiment import Experiment, known, stage_name, stage_steps
@@ -71,6 +71,7 @@ def run(
     mesh: str | None = None,
     replicas: Replicas = "auto",
     grid: Grid | None = None,
+    track: Sequence[str] = (),
     console: Console | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
@@ -91,6 +92,7 @@ def run(
         replicas: how several replicas share the devices; see `jcl.program.Program`.
         grid: {field of the config: values}; every combination is trained with every seed, in the
             same program.
+        track: trackers that get the lines of metrics.jsonl as well; see `jcl.tracking`.
         console: where progress is shown, by process 0.
 
     Returns:
@@ -108,6 +110,7 @@ def run(
         console = Console(quiet=not hosts.first())
     checks.whole("jcl run", "--keep", keep)
     checks.number("jcl run", "--save-minutes", save_minutes, "[0, inf]")
+    tracking.check(track)
     with hosts.together():
         program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
         first = program.experiments[0]
@@ -137,7 +140,10 @@ def run(
             console.print(f"{path} is finished already; --fresh starts it again.")
             return finished, path
         try:
-            return _train(program, path, description, save_minutes, keep, console, stopping), path
+            trained = _train(
+                program, path, description, save_minutes, keep, track, console, stopping
+            )
+            return trained, path
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -158,6 +164,7 @@ def _train(
     description: dict[str, Any],
     save_minutes: float,
     keep: int,
+    track: Sequence[str],
     console: Console,
     stopping: Stopping,
 ) -> dict[str, Any]:
@@ -170,7 +177,14 @@ def _train(
     else:
         state, position = program.initial(), Position()
     position.diverged = position.diverged or [None] * len(program.replicas)
-    lines = folder.MetricsFile(path, position.offset) if hosts.first() else folder.NoFile()
+
+    def step_of(line: Mapping[str, Any]) -> int:
+        return sum(lengths[: position.stage]) + line.get("step", position.step)
+
+    lines = folder.NoFile()
+    if hosts.first():
+        lines = folder.MetricsFile(path, position.offset)
+        lines = tracking.Tracked(lines, track, path, description, step_of) if track else lines
     saver = checkpoint.Saver(path / "checkpoints", keep=keep)
     started = time.monotonic() - position.wall_seconds
     saved = time.monotonic()
@@ -386,7 +400,7 @@ class _StepLog:
         name: str,
         lengths: list[int],
         position: Position,
-        lines: folder.MetricsFile | folder.NoFile,
+        lines: folder.MetricsFile | folder.NoFile | tracking.Tracked,
         progress: RunProgress,
         every: int,
         survivors: Survivors,

@@ -33,6 +33,8 @@ ALLOWED = {
     "folder": set(),
     "progress": set(),
     "report": {"folder", "grid", "metrics"},
+    "page": {"checkpoint", "folder", "metrics", "report"},
+    "tracking": {"folder"},
     "experiment": {"core", "data", "learner", "losses", "models"},
     "grid": {"experiment"},
     "hlo": set(),
@@ -44,11 +46,11 @@ ALLOWED = {
     "survivors": {"grid"},
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
-        "progress", "report", "sharding", "stopping", "survivors",
+        "progress", "report", "sharding", "stopping", "survivors", "tracking",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "plan", "report", "run", "sharding", "stopping", "strategies",
+        "page", "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
