@@ -17,9 +17,9 @@ def count_rows(module=jcl.data.streams):
     """Replaces `gather` by one that counts; returns the counts, and the original."""
     original, rows = module.gather, []
 
-    def counting(source, indices):
+    def counting(source, indices, *epochs):
         rows.append(len(indices))
-        return original(source, indices)
+        return original(source, indices, *epochs)
 
     module.gather = counting
     return rows, original
