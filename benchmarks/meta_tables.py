@@ -228,7 +228,8 @@ TABLES = {
     "continual": Table(
         "Learning on after meta-training", "meta/continual",
         "accuracy in percent over 20, 50 and 100 unseen characters, learned one drawing after "
-        "another, when so many have been seen; means and 95 % intervals over seeds.",
+        "another, when so many have been seen; means and 95 % intervals over seeds, where there is "
+        "none of one seed.",
         tuple(one_after_another()), 3,
         ("20 classes", "50 classes", "100 classes", "wall time", "commit"), by_classes,
     ),
