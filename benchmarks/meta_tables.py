@@ -369,7 +369,8 @@ def write_page():
         "# Meta-learning",
         "",
         "Fast adaptation to new tasks of few examples. Wall time is that of all seeds of a row "
-        "together.",
+        "together; in the rows of commits 22c02700 and f7ea6d7e it was taken beside other work and "
+        "with pauses, and is no measure.",
         "",
         "Written by `make meta`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "

@@ -71,9 +71,8 @@ def describe(
         "config_file": str(config_file.resolve()),
         "config_hash": config_hash(config_file),
         "data": hashes,
-        "start": list(start)
-        if any(start)
-        else None,  # hashes of the params that replicas begin with
+        # The hashes of the params that the replicas begin with.
+        "start": list(start) if any(start) else None,
         "seeds": seeds,  # one for each replica; every setting of the grid has each
         "grid": as_json(grid) or None,
         "known": as_json(known),
