@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-fast check parity claims reproduce text meta bench bench-attention \
+.PHONY: demo test test-all test-fast check parity claims reproduce text text-costs meta bench bench-attention \
 	bench-checkpoints bench-generation bench-meta bench-models bench-strategies scaling clean
 
 demo: .venv/demo
@@ -59,6 +59,10 @@ $(REPRODUCE): reproduce-%: .venv/demo
 # The table of the text configs, 90 minutes at a time; make text STREAMS=banking77 METHODS="replay best"
 text: .venv/demo
 	$(BIN)/python benchmarks/text.py $(STREAMS) $(if $(METHODS),--only $(METHODS))
+
+# Its columns of what a step and the memory of every row are on this machine.
+text-costs: .venv/demo
+	$(BIN)/python benchmarks/text_costs.py $(STREAMS) $(if $(METHODS),--only $(METHODS))
 
 # The tables of meta-learning, 90 minutes at a time; make meta TABLES=omniglot METHODS="maml anil"
 meta: .venv/demo

@@ -6,7 +6,6 @@ what the page has for it, since the folder may be on another machine.
 """
 
 import argparse
-import json
 import math
 import os
 import re
@@ -21,11 +20,6 @@ from jcl import report
 from jcl.errors import InputError
 
 NEVER = "Nothing has been run so far."
-
-
-def peak(folder):
-    """The file beside a run folder that holds the largest resident set of its processes, in MiB."""
-    return folder.with_suffix(".peak.json")
 
 
 def with_seeds(folder, seeds, asked):
@@ -54,17 +48,11 @@ def run(folder, config, arguments, deadline):
         ],
         cwd=reproduce.ROOT,
     )  # fmt: skip
-    while True:
-        pid, status, used = os.wait4(child.pid, os.WNOHANG)
-        if pid:
-            break
+    while child.poll() is None:
         if time.monotonic() > deadline:
             child.send_signal(signal.SIGINT)
             deadline = math.inf
         time.sleep(0.2)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    before = json.loads(peak(folder).read_text()) if peak(folder).exists() else 0
-    peak(folder).write_text(json.dumps(max(before, round(used.ru_maxrss / 1024))))
     return child.returncode in (0, os.EX_TEMPFAIL, 130)  # stopped, or before its first step
 
 

@@ -21,7 +21,9 @@ import resumable
 
 RUNS = reproduce.ROOT / "runs" / "text"
 PAGE = reproduce.ROOT / "docs" / "text.md"
-HEAD = "| method | accuracy | forgetting | stored | wall time | peak memory | on | commit |"
+HEAD = (
+    "| method | accuracy | forgetting | stored | wall time | on | commit | a step | peak memory |"
+)
 WROTE = "Rows ran on what their column `on` says; the page itself was written on: "
 FEW = ("naive", "joint", "replay, 10", "best")
 ALL = (
@@ -111,13 +113,22 @@ def cells(name, row):
             return "-"
         return f"{result.mean:.2f}" + (f" ± {result.interval:.2f}" if result.interval else "")
 
-    peak = resumable.peak(folder)
-    memory = json.loads(peak.read_text()) if peak.exists() else None
     return [
         f"{figure(accuracy)} ({accuracy.seeds})", figure(forgetting), str(stored(stream, row)),
-        f"{accuracy.seconds:.0f} s", f"{memory} MiB" if memory else "-", machine(folder),
-        accuracy.commit,
+        f"{accuracy.seconds:.0f} s", machine(folder), accuracy.commit,
     ]  # fmt: skip
+
+
+def cost_file(name, row):
+    return RUNS / "costs" / name / f"{row.replace(', ', '_')}.json"
+
+
+def cost(name, row):
+    """What text_costs.py measured of a row: its cells, or None."""
+    if not (file := cost_file(name, row)).exists():
+        return None
+    found = json.loads(file.read_text())
+    return [f"{1000 * found['step']:.0f} ms, {found['on']}", f"{found['peak']} MiB"]
 
 
 def machine(folder):
@@ -125,6 +136,14 @@ def machine(folder):
     began = json.loads((folder / "config.json").read_text())
     device = began["devices"]
     return f"{began['threads']} cores" if device["platform"] == "cpu" else device["kind"]
+
+
+def merged(result, costs, held):
+    """A row's cells: what there is here, for the rest what the page has of it."""
+    if not (result or held):
+        return None
+    held = held or ["-"] * 8
+    return [*(result or held[:-2]), *(costs or held[-2:])]
 
 
 def write_page():
@@ -150,11 +169,12 @@ def write_page():
         "intervals over seeds (their number in brackets). Stored: the examples that the memory "
         "holds when full, computed from the row's settings (examples an intent times intents) and "
         "not counted in the run. Wall time is that of all seeds together, which run in one "
-        "program, and peak memory the largest resident set of that program, where it was measured; "
-        "what a frozen encoder makes of the texts is computed before, and its time is not in it. "
-        "`on`: the device; rows of a GPU were run several at a time beside each other on one, so "
-        "that their times are no measure of the method's cost. `joint` trains once on all tasks "
-        "and so has no forgetting.",
+        "program, `on` the device: rows of a GPU were run several at a time beside each other on "
+        "one, so that their times are no measure of a method's cost; what a frozen encoder makes of the "
+        "texts is computed before, and its time is not in it. What a row costs, a step of 32 texts "
+        "and the largest resident set, is of another run, on the cores named there, with one seed "
+        "and the first texts alone: `make text-costs`. `joint` trains once on all "
+        "tasks and so has no forgetting.",
         "",
         "Written by `make text`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "
@@ -164,7 +184,10 @@ def write_page():
     ]
     counts = {}
     for name, stream in STREAMS.items():
-        rows = {row: here.get((name, row), held.get((name, label(row)))) for row in stream.methods}
+        rows = {
+            row: merged(here.get((name, row)), cost(name, row), held.get((name, label(row))))
+            for row in stream.methods
+        }
         counts[name] = (sum(1 for row in rows.values() if row), len(rows))
         settings = " ".join((f"configs/{stream.config}.py", *stream.settings))
         lines += [
@@ -172,10 +195,10 @@ def write_page():
             f"`make text STREAMS={name}`: a row is `jcl run {settings} --method METHOD --seeds "
             f"{stream.seeds}`, METHOD the row's first word, and `--examples N` where it has N a "
             f"class; {counts[name][0]} of {counts[name][1]} run.",
-            "", HEAD, "|---" * 8 + "|",
+            "", HEAD, "|---" * 9 + "|",
         ]  # fmt: skip
         for row, found in rows.items():
-            found = found or ["not run", *[""] * 6]
+            found = found or ["not run", *[""] * 7]
             lines.append(f"| {label(row)} | {' | '.join(found)} |")
     PAGE.write_text("\n".join(lines) + "\n")
     return counts

@@ -133,7 +133,6 @@ def finish(text, name, row, mean, seeds=3, forgetting=0.125):
     )
     for file in ("report.md", "matrix.png"):
         (folder / file).write_text("")
-    text.resumable.peak(folder).write_text("2048")
     return folder
 
 
@@ -145,15 +144,18 @@ def row(text, stream, name):
 
 def test_a_row_without_a_folder_keeps_what_the_page_has(page, tmp_path, monkeypatch):
     page.write_page()
-    assert row(page, "clinc150", "best") == "| best | not run |  |  |  |  |  |  |"
+    assert row(page, "clinc150", "best") == "| best | not run |  |  |  |  |  |  |  |"
     finish(page, "clinc150", "replay, 2", 0.5)
+    costs = page.cost_file("clinc150", "replay, 2")
+    costs.parent.mkdir(parents=True)
+    costs.write_text('{"step": 0.25, "peak": 2048, "on": "2 cores"}')
     finish(page, "banking77", "joint", 0.75, seeds=1, forgetting=None)
     counts = page.write_page()
     assert counts["clinc150"] == (1, len(page.STREAMS["clinc150"].methods))
     assert counts["clinc150-small"] == (0, 4)
     replay = (
-        "| replay, 2 a class | 50.00 ± 1.00 (3) | 12.50 ± 1.00 | 300 | 60 s | 2048 MiB | 2 cores "
-        "| 01234567 |"
+        "| replay, 2 a class | 50.00 ± 1.00 (3) | 12.50 ± 1.00 | 300 | 60 s | 2 cores | 01234567 "
+        "| 250 ms, 2 cores | 2048 MiB |"
     )
     assert row(page, "clinc150", "replay, 2 a class") == replay
     assert row(page, "banking77", "joint").startswith("| joint | 75.00 (1) | - | 0 | 60 s |")
@@ -166,25 +168,40 @@ def test_a_row_without_a_folder_keeps_what_the_page_has(page, tmp_path, monkeypa
     assert "`jcl run configs/clinc150.py --scenario domain --method METHOD --seeds 1`" in before
 
 
+def test_what_a_row_costs_is_measured_on_the_first_texts_of_two_tasks(tmp_path):
+    path = tmp_path / "texts.csv"
+    rows = [f"word{n} {n},{'abcd'[n % 4]}" for n in range(1000)]
+    path.write_text("text,label\n" + "\n".join(rows))
+    stream = jcl.data.text_classification(path, tokenizer=Words(), tasks=4, test=0.5)
+    found = benchmark("text_costs").cut(stream)
+    assert [task.name for task in found.tasks] == [task.name for task in stream.tasks[:2]]
+    assert [len(task.train) for task in found.tasks] == [min(150, len(stream.tasks[0].train))] * 2
+    assert len(found.stages) == 2
+    assert found.classes == 4
+    np.testing.assert_array_equal(
+        found.tasks[1].test[3]["inputs"], stream.tasks[1].test[3]["inputs"]
+    )
+
+
 def test_the_command_runs_what_is_left_and_stops_at_its_time(page, monkeypatch):
     finish(page, "banking77", "naive", 0.5, seeds=1)
     started = []
 
     class Child:
-        pid = 0
+        returncode = 0
 
         def __init__(self, command, **_):
             started.append(command)
 
+        def poll(self):
+            return self.returncode
+
     monkeypatch.setattr(page.resumable.subprocess, "Popen", Child)
-    used = type("Used", (), {"ru_maxrss": 3 * 1024})
-    monkeypatch.setattr(page.resumable.os, "wait4", lambda *_: (1, 0, used))
     assert page.main(["banking77"]) == 0
     methods = [command[command.index("--method") + 1] for command in started]
     assert methods == ["joint", "replay", "best"]
     assert started[1][-6:-4] == ["--examples", "10"]
-    assert json.loads(page.resumable.peak(page.place("banking77", "joint")).read_text()) == 3
-    monkeypatch.setattr(page.resumable.os, "wait4", lambda *_: (1, 256, used))
+    Child.returncode = 1
     assert page.main(["banking77", "--only", "joint"]) == 1
     del started[:]
     assert page.main(["banking77", "--minutes", "0.1"]) == 0
