@@ -170,11 +170,11 @@ def write_page():
         "holds when full, computed from the row's settings (examples an intent times intents) and "
         "not counted in the run. Wall time is that of all seeds together, which run in one "
         "program, `on` the device: rows of a GPU were run several at a time beside each other on "
-        "one, so that their times are no measure of a method's cost; what a frozen encoder makes of "
-        "the texts is computed before, and its time is not in it. What a row costs, a step of 32 "
-        "texts and the largest resident set, is of another run, on the cores named there, with one seed "
-        "and the first texts alone: `make text-costs`. `joint` trains once on all "
-        "tasks and so has no forgetting.",
+        "one, so that their times are no measure of a method's cost; what a frozen encoder makes "
+        "of the texts is computed before, and its time is not in it. What a row costs, a step of "
+        "32 texts and the largest resident set, is of another run, on the cores named there, with "
+        "one seed and the first texts alone: `make text-costs`. `joint` trains once on all tasks "
+        "and so has no forgetting.",
         "",
         "Written by `make text`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "
