@@ -154,7 +154,7 @@ class Engine:
         self._predict = jax.jit(self._counted("predict", pure.predict))
         self._learn = jax.jit(self._counted("learn", pure.learn), donate_argnums=0)
         self.state: Any = None
-        self.measures = Measures(timing.window)
+        self.measures = Measures(timing.window, classes=self.classes is not None)
         self.counts = dict.fromkeys(
             ("examples", "learned", "unlabelled", "unmatched", "dropped", "alarms"), 0
         )
@@ -204,6 +204,21 @@ class Engine:
             self.counts["learned"] += len(rows)
             learned.append(Learned([row.entry.number for row in rows], losses, correct, drift))
         return learned
+
+    @property
+    def timing(self) -> dict[str, Any]:
+        """What it was given, as JSON."""
+        return dataclasses.asdict(self._timing)
+
+    @property
+    def size(self) -> int:
+        """Rows of a micro-batch."""
+        return self._timing.batch
+
+    @property
+    def by_time(self) -> bool:
+        """Whether every example needs a time."""
+        return self._timing.delay_seconds > 0
 
     @property
     def waiting(self) -> int:
