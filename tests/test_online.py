@@ -1,7 +1,8 @@
 """The prequential step, the engine and the measures."""
 
+import dataclasses
+import json
 import math
-import sys
 from pathlib import Path
 
 import jax
@@ -11,12 +12,13 @@ import pytest
 import toy
 
 import jcl
+from jcl.__main__ import load_config
 from jcl.data import Example, Label, Lines
-from jcl.online import engine, measures
+from jcl.experiment import check
+from jcl.online import measures
 from jcl.online.engine import Engine, Entry, Timing
 
-sys.path.insert(0, str(Path(__file__).parent / "configs"))
-import online as tiny
+tiny = load_config(Path(__file__).parent / "configs" / "online.py")
 
 LABELS = ("a", "b", "c")
 
@@ -115,8 +117,6 @@ def lines():
 
 
 def text(lines, letters, label=None, **fields):
-    import json
-
     record = {"text": letters, **fields} | ({} if label is None else {"label": label})
     return lines.read(json.dumps(record).encode())
 
@@ -206,8 +206,6 @@ def test_the_detector_gets_every_loss_in_order_and_the_batch_behind_its_alarm_sa
         return updates, state + batch["drift"].sum()
 
     counting = jcl.strategy(name="counting", init=lambda *_, **__: np.int32(0), update=update)
-    import dataclasses
-
     experiment = dataclasses.replace(
         tiny.build(tiny.Config()), drift=Detector, strategy=jcl.chain(counting, optax.sgd(0.1))
     )
@@ -341,12 +339,7 @@ def test_timings_are_checked(options, message):
 
 def test_an_experiment_needs_a_stream_or_lines():
     experiment = tiny.build(tiny.Config())
-    import dataclasses
-
     with pytest.raises(jcl.InputError, match=r"lines=jcl\.data\.Lines"):
         dataclasses.replace(experiment, lines=None)
     with pytest.raises(jcl.InputError, match="give it a stream"):
-        from jcl.experiment import check
-
         check(experiment)
-    assert engine.Entry(1, 0, Label(1, 1)).number == 1
