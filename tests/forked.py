@@ -41,7 +41,9 @@ class Runs:
         Args:
             arguments: of the command, behind the config.
             asked: the `command`; what happens to it, see `Child`; `seconds` until it gets a
-                SIGKILL from outside, which are counted from its next checkpoint in the folder `saved`, where it is given.
+                SIGKILL from outside, which are counted from its next checkpoint in the folder
+                `saved`, where it is given; [path, lines], the file and its length at which it is
+                `signalled` by SIGTERM.
 
         Returns:
             {"code", as Popen.returncode; "output", of both streams; "seconds" that it took}.
