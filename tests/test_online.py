@@ -16,7 +16,8 @@ from jcl.__main__ import load_config
 from jcl.data import Example, Label, Lines
 from jcl.experiment import check
 from jcl.online import measures
-from jcl.online.engine import Engine, Entry, Timing
+from jcl.online.engine import Engine
+from jcl.online.waiting import Entry, Timing
 
 tiny = load_config(Path(__file__).parent / "configs" / "online.py")
 
@@ -139,8 +140,8 @@ def test_labels_that_come_late_are_learned_then_and_judge_what_was_said(lines):
     found = made(lines, waiting=2)
     told = found.predict(entries(text(lines, "aaa", id=1), text(lines, "bbb", id="x")))
     assert [each["line"] for each in told] == [1, 2] and "correct" not in told[0]
-    assert found.learn() == [] and found.waiting == 2
-    scores = found._open[1].scores
+    assert found.learn() == [] and found.counts["waiting"] == 2
+    scores = found._queues._open[1].scores
     before = jax.tree.map(np.asarray, found.state.params)
     # The third that waits takes the place of the first.
     later = [text(lines, "ccc", id=3), Label("x", 2), Label(1, 0), Label("y", 0)]
@@ -154,7 +155,8 @@ def test_labels_that_come_late_are_learned_then_and_judge_what_was_said(lines):
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), before, found.state.params))
     assert any(moved)
     assert found.counts == {
-        "examples": 3, "learned": 1, "unlabelled": 0, "unmatched": 2, "dropped": 1, "alarms": 0,
+        "examples": 3, "learned": 1, "unlabelled": 0, "unmatched": 2, "waiting": 1, "dropped": 1,
+        "alarms": 0,
     }  # fmt: skip
     # What waits outlives the process.
     again = made(lines, waiting=2)
@@ -170,7 +172,7 @@ def test_a_text_without_label_and_identity_is_predicted_alone(lines):
     found = made(lines)
     found.predict(entries(text(lines, "aaa"), text(lines, "abc", "a")))
     assert [each.lines for each in found.learn()] == [[2]]
-    assert (found.counts["unlabelled"], found.waiting) == (1, 0)
+    assert (found.counts["unlabelled"], found.counts["waiting"]) == (1, 0)
 
 
 def test_a_delay_by_examples_and_by_time(lines):

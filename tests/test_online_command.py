@@ -19,8 +19,8 @@ from forked import Runs
 from jcl import checkpoint, folder
 from jcl.__main__ import load_config, main
 from jcl.errors import InputError, Stopped
-from jcl.online import command, journal
-from jcl.online.engine import Timing
+from jcl.online import command, copying
+from jcl.online.waiting import Timing
 from jcl.online.journal import Journal
 from jcl.online.service import online
 
@@ -293,7 +293,7 @@ def test_a_micro_batch_is_closed_when_its_first_line_has_waited_and_what_is_torn
 
 
 def test_a_pipes_writer_waits_where_too_much_lies_ahead(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "AHEAD_BYTES", 100_000)
+    monkeypatch.setattr(copying, "AHEAD_BYTES", 100_000)
     path = tmp_path / "lines"
     path.write_bytes(b"0123456789\n" * 100_000)
     found = Journal(tmp_path, str(path), follow=False, lines=0, offset=0, ends=0)

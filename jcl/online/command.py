@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jcl.errors import InputError
 from jcl.online import report
-from jcl.online.engine import Timing
+from jcl.online.waiting import Timing
 
 DESCRIPTION = """Predicts every line of JSON, then learns from it, each line once.
 

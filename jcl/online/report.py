@@ -1,5 +1,6 @@
 """report.json and report.md of an online run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ def make(
     """The content of report.json; what is undefined is null.
 
     {"schema": 1, "kind": "online", "name", "measures", "window", "worst_window": each {"accuracy",
-    "loss"} or {"loss", "perplexity", "bits_per_byte"}, "counts": {"lines", "skipped", "waiting",
-    and those of the engine}, "latency_seconds": {"median", "p99"} from a line's arrival to its
+    "loss"} or {"loss", "perplexity", "bits_per_byte"}, "counts": {"lines", "skipped", and
+    those of the engine}, "latency_seconds": {"median", "p99"} from a line's arrival to its
     prediction, of the last lines of this process, "lines_per_second" while it did not wait for
     input, "wall_seconds", "traces", "timing", "config", "versions"}
     """
@@ -43,7 +44,7 @@ def make(
         "window": engine.measures.windowed(),
         "worst_window": engine.measures.worst,
         "counts": {
-            "lines": lines, "skipped": skipped, "waiting": engine.waiting, **engine.counts,
+            "lines": lines, "skipped": skipped, **engine.counts,
         },
         "latency_seconds": {
             "median": percentile and percentile(50), "p99": percentile and percentile(99),
@@ -51,7 +52,7 @@ def make(
         "lines_per_second": rate,
         "wall_seconds": seconds,
         "traces": traces,
-        "timing": engine.timing,
+        "timing": dataclasses.asdict(engine.timing),
         "config": description["config"],
         "versions": description["versions"],
     }  # fmt: skip

@@ -20,8 +20,9 @@ from jcl.data import Example, Lines
 from jcl.errors import REMEDY, Diverged, InputError, Stopped
 from jcl.experiment import Experiment
 from jcl.online import report
-from jcl.online.engine import Engine, Entry, Timing
+from jcl.online.engine import Engine
 from jcl.online.journal import Journal, Line
+from jcl.online.waiting import Entry, Timing
 from jcl.stopping import Stopping
 
 LATENCIES_KEPT = 10_000
@@ -197,7 +198,7 @@ class _Service:
     ) -> None:
         """To the end of the input."""
         said, first = time.monotonic(), True
-        size = self._engine.size
+        size = self._engine.timing.batch
         while True:
             lines = self._journal.next(size, wait_seconds, lambda: stopping.signal)
             if stopping.signal is not None:
@@ -286,7 +287,7 @@ class _Service:
         if not line.content.strip():
             return None
         said = self._lines.read(line.content)
-        if self._engine.by_time and isinstance(said, Example) and said.time is None:
+        if self._engine.timing.delay_seconds and isinstance(said, Example) and said.time is None:
             raise ValueError(f"it has no {self._lines.time}, by which its label would be late")
         return said
 
