@@ -143,7 +143,9 @@ def serve():
 
 def terminate_at(pid, path, lines):
     """Sends SIGTERM once the file has so many lines."""
-    while not Path(path).exists() or Path(path).read_bytes().count(b"\n") < lines:
+    for _ in range(6000):
+        if Path(path).exists() and Path(path).read_bytes().count(b"\n") >= lines:
+            break
         time.sleep(0.01)
     os.kill(pid, signal.SIGTERM)
 

@@ -131,7 +131,7 @@ class Engine:
             drift = None if self._detector is None else int(self._alarm)
             for result in results:
                 self.measures.add(result)
-            self._alarm = any([self._detector.update(loss) for loss in losses if self._detector])
+            self._alarm = any([self._detector.update(loss) for loss in losses if self._detector is not None])
             self._alarms += self._alarm
             self.state, _ = self._learn(self.state, batch)
             self._counts["learned"] += len(rows)

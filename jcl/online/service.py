@@ -190,7 +190,6 @@ class _Service:
         if not restored:
             self._save()
             self._saver.wait()  # nothing is taken from a pipe before there is a place for it
-        keep_freed_memory()
         self._journal.start()
 
     def run(
@@ -213,7 +212,9 @@ class _Service:
             begun = time.monotonic()
             self._micro_batch(lines)
             now = time.monotonic()
-            if not first:
+            if first:
+                keep_freed_memory()  # all is compiled
+            else:
                 self._position.busy_seconds += now - begun
                 self._position.busy_lines += len(lines)
             first = False
