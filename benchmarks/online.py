@@ -46,7 +46,9 @@ PAIRS = {
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=("minilm", "byte"), default=["minilm", "byte"])
+    parser.add_argument(
+        "--cases", nargs="+", choices=("minilm", "byte"), default=["minilm", "byte"]
+    )
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--tiny", action="store_true")
@@ -122,7 +124,9 @@ def compare(torch, case, texts, labels, size, tiny):
     }
     print(f"\n{case}: micro-batches of {size} x {length}, {len(texts)} texts; ", end="")
     print(f"load before and after {load[0]:.2f} {load[1]:.2f}")
-    print(f"  {'':24} {'examples/s':>10} {'median':>10} {'99th':>10} {'fastest':>10} {'accuracy':>9}")
+    print(
+        f"  {'':24} {'examples/s':>10} {'median':>10} {'99th':>10} {'fastest':>10} {'accuracy':>9}"
+    )
     for name, each in found.items():
         times = (1e3 * each[f"{kind}_seconds"] for kind in ("median", "p99", "fastest"))
         shown = " ".join(f"{value:7.1f} ms" for value in times)
@@ -133,9 +137,7 @@ def compare(torch, case, texts, labels, size, tiny):
 
 
 def jcl_loop(model, params, batch, *, together):
-    learner = jcl.learner(
-        jcl.losses.classify(model.apply), optax.adamw(RATE, weight_decay=DECAY)
-    )
+    learner = jcl.learner(jcl.losses.classify(model.apply), optax.adamw(RATE, weight_decay=DECAY))
     pure = jcl.online.prequential(learner)
     held = [learner.init(jax.random.key(0), params, batch)]
     predict = jax.jit(pure.predict)
@@ -244,7 +246,10 @@ def river_loop(texts, labels):
         "p99_seconds": float(np.percentile(seconds, 99)),
         "accuracy": right / len(texts),
     }
-    print(f"\nriver, softmax regression over hashed words: {found['examples_per_second']:.1f} ", end="")
+    print(
+        f"\nriver, softmax regression over hashed words: {found['examples_per_second']:.1f} ",
+        end="",
+    )
     print(f"examples/s, 99th {1e3 * found['p99_seconds']:.1f} ms, accuracy {found['accuracy']:.3f}")
     return found
 
@@ -260,7 +265,9 @@ def clinc150():
 def made_up():
     draw = np.random.default_rng(0)
     labels = [int(each) for each in draw.integers(0, 3, 400)]
-    return [("red", "green", "blue")[each] + " " * int(draw.integers(1, 9)) for each in labels], labels
+    return [
+        ("red", "green", "blue")[each] + " " * int(draw.integers(1, 9)) for each in labels
+    ], labels
 
 
 def data():

@@ -1,8 +1,8 @@
 """A small model of bytes that learns from every line as it comes, with a memory of earlier lines.
 
-classifier is a BERT of 2 layers of 64 with one output for each of --labels; language, a GPT-2 of the
-same size that learns to predict the texts. A reservoir of 200 lines is replayed, since what comes
-in a row is alike; the learning rate is constant, since nobody knows how long it will go on.
+classifier is a BERT of 2 layers of 64 with one output for each of --labels; language, a GPT-2 of
+the same size that learns to predict the texts. A reservoir of 200 lines is replayed, since what
+comes in a row is alike; the learning rate is constant, since nobody knows how long it will go on.
 There is no published result; a hundred lines of two words are learned in seconds.
 
 Command:  jcl online configs/online.py --input lines.jsonl --labels no yes

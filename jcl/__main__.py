@@ -36,8 +36,8 @@ USAGE = """jcl: continual and online learning for language models
   jcl export RUN FOLDER [--lora merged|adapter] [--seed N]     a run's model, for Hugging Face
   jcl list [FOLDER]                                                         what there is to use
 
-jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen, jcl online
---help what a line is.
+jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen,
+jcl online --help what a line is.
 """
 
 
@@ -253,8 +253,8 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
     taken = {field.name for field in dataclasses.fields(options)}
     if both := taken & {field.name for field in dataclasses.fields(module.Config)}:
         raise InputError(
-            f"{path}: Config has {', '.join(sorted(both))}, which `jcl {command}` has as an option: "
-            "give it another name."
+            f"{path}: Config has {', '.join(sorted(both))}, which `jcl {command}` has as an "
+            "option: give it another name."
         )
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(

@@ -14,19 +14,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from everything import ALL
 from forked import Runs
 
 from jcl import checkpoint, folder
 from jcl.__main__ import load_config, main
 from jcl.errors import InputError, Stopped
 from jcl.online import command, copying
-from jcl.online.waiting import Timing
 from jcl.online.journal import Journal
 from jcl.online.service import online
+from jcl.online.waiting import Timing
 
 pytestmark = pytest.mark.xdist_group("online")  # they share one process that forks
 CONFIG = Path(__file__).parent / "configs" / "online.py"
-LINES = 30
+LINES = 20
 
 
 def some_lines(number=LINES):
@@ -131,7 +132,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bits(kind, runs, tmp_pat
     arguments += ("--delay", "2", "--window", "5")
     seconds = until_done(runs, tmp_path / "whole", arguments, pipe=pipe)
     place = tmp_path / "killed"
-    until_done(runs, place, arguments, kills=4, pipe=pipe, seconds=seconds)
+    until_done(runs, place, arguments, kills=40 if ALL else 3, pipe=pipe, seconds=seconds)
     assert_same_end(place, tmp_path / "whole")
     assert (place / "input.jsonl").read_bytes() == b"".join(some_lines())
     told = [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
@@ -291,8 +292,8 @@ def test_a_micro_batch_is_closed_when_its_first_line_has_waited_and_what_is_torn
     assert [(line.number, line.content) for line in lines] == [(4, b"five"), (5, b"six")]
     assert all(line.arrived is not None for line in lines)
     assert found.next(2, 60.0, lambda: True) is None
-    os.close(out)
     found.close()
+    os.close(out)
     assert (tmp_path / "input.jsonl").read_bytes() == b"1\n2\n3\nfive\nsix\nsev"
     assert (tmp_path / "batches.jsonl").read_bytes() == b'{"end": 2}\n{"end": 3}\n{"end": 5}\n'
 
@@ -335,7 +336,8 @@ def test_the_example_of_the_help_runs_as_it_stands(tmp_path, monkeypatch, capsys
     (tmp_path / "configs").symlink_to(CONFIG.parent.parent.parent / "configs")
     examples = [line.strip() for line in command.DESCRIPTION.splitlines() if line[:2] == "  "]
     words = shlex.split(examples[0])
-    assert words[:2] == ["printf", "%s\\n"] and words[-2] == ">"
+    assert words[:2] == ["printf", "%s\\n"]
+    assert words[-2] == ">"
     (tmp_path / words[-1]).write_text("".join(f"{each}\n" for each in words[2:-2]))
     arguments = shlex.split(examples[1])
     assert arguments[0] == "jcl"

@@ -14,10 +14,10 @@ from jcl.online.waiting import Timing
 
 DESCRIPTION = """Predicts every line of JSON, then learns from it, each line once.
 
-A line is {"text": "...", "label": "..."}; or {"id": 7, "text": "..."}, whose label may come in a later
-line, {"id": 7, "label": "..."}; or, for a language model, {"text": "..."}. Other names of the fields
-are the config's choice (jcl.data.Lines). Every line gets a line in predictions.jsonl before it is
-learned from. The same command goes on after any end: at the very line, and with the same bits.
+A line is {"text": "...", "label": "..."}; or {"id": 7, "text": "..."}, whose label may come in a
+later line, {"id": 7, "label": "..."}; or, for a language model, {"text": "..."}. The fields may
+have other names, by the config (jcl.data.Lines). Every line gets a line in predictions.jsonl before
+it is learned from. The same command goes on after any end: at the very line, with the same bits.
 
 Of a pipe a line is on disk, in the run's input.jsonl, before it is used, and the lines of a
 producer that did not get so far are sent again by it: `wc -l RUN/input.jsonl` are there.

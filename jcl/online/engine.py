@@ -1,7 +1,6 @@
 """What is predicted and what is learned from, in which order: the host's side, without files."""
 
 import collections
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -131,7 +130,9 @@ class Engine:
             drift = None if self._detector is None else int(self._alarm)
             for result in results:
                 self.measures.add(result)
-            self._alarm = any([self._detector.update(loss) for loss in losses if self._detector is not None])
+            self._alarm = any(
+                [self._detector.update(loss) for loss in losses if self._detector is not None]
+            )
             self._alarms += self._alarm
             self.state, _ = self._learn(self.state, batch)
             self._counts["learned"] += len(rows)
@@ -237,7 +238,7 @@ def _told(waiting: Waiting) -> dict[str, Any]:
 
 
 def _acts_at_boundaries(functions: Learner, state: Any, batch: Any) -> bool:
-    """Whether consolidate changes anything: what it leaves alone goes through the trace as it is."""
+    """Whether consolidate changes anything: what it leaves alone passes the trace as it is."""
 
     def consolidate(strategy, params, state, batches):
         found = functions.consolidate(state._replace(strategy=strategy, params=params), batches)

@@ -85,9 +85,7 @@ class Journal:
         self._begun = time.monotonic()
         self._copy.start()
 
-    def next(
-        self, size: int, wait_seconds: float, stopped: Callable[[], Any]
-    ) -> list[Line] | None:
+    def next(self, size: int, wait_seconds: float, stopped: Callable[[], Any]) -> list[Line] | None:
         """The next micro-batch, once it has so many lines or its first has waited so long.
 
         Of a file that is not followed it always has as many as there are.

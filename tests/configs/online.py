@@ -1,4 +1,4 @@
-"""A classifier over the mean of byte embeddings, and a bigram model, that learn online; for tests."""
+"""A classifier over the mean of byte embeddings, and a bigram model; they learn online."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -60,7 +60,7 @@ def build(config):
         "sgd": lambda: optimizer,
         "replay": lambda: jcl.chain(jcl.replay(10, 4), optimizer),
         "ewc": lambda: jcl.chain(jcl.ewc(1.0), optimizer),
-        "per_task": lambda: jcl.per_task(optimizer),
+        "per_task": lambda: jcl.per_task(optax.adam(config.learning_rate)),
         "periodic": lambda: jcl.chain(
             jcl.periodically(jcl.ewc(1.0), every=2, batches=2), optimizer
         ),
