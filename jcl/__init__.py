@@ -1,7 +1,7 @@
 """jcl: continual and online learning for language models in JAX."""
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
-from jcl import data, losses, memory, meta, models, probes
+from jcl import data, losses, memory, meta, models, online, probes
 from jcl.core import (
     Strategy,
     chain,
@@ -82,6 +82,7 @@ __all__ = [
     "models",
     "nearest_class_mean",
     "olora",
+    "online",
     "only",
     "over_seeds",
     "packnet",
