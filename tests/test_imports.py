@@ -24,6 +24,8 @@ ALLOWED = {
     "learner": {"core"},
     "losses": set(),
     "metrics": set(),
+    "drift": set(),
+    "prequential": set(),
     "probes": set(),
     "models": {"models", "paths"},
     "data": {"data"},
@@ -53,8 +55,8 @@ ALLOWED = {
         "page", "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
-        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
-        "stopping", "strategies",
+        "core", "data", "drift", "experiment", "learner", "losses", "memory", "meta", "models",
+        "probes", "stopping", "strategies",
     },
 }  # fmt: skip
 
