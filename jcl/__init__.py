@@ -1,7 +1,7 @@
 """jcl: continual and online learning for language models in JAX."""
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
-from jcl import data, drift, losses, memory, meta, models, probes
+from jcl import data, drift, losses, memory, meta, models, online, probes
 from jcl.core import (
     Strategy,
     chain,
@@ -89,6 +89,7 @@ __all__ = [
     "nearest_class_mean",
     "olora",
     "on_drift",
+    "online",
     "only",
     "over_seeds",
     "packnet",

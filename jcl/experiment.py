@@ -49,13 +49,19 @@ class Experiment:
             row of the matrix on each task's first test batch, and written to metrics.jsonl.
         tokenizer: of the texts, for `jcl generate` and `jcl export`: from `jcl.data` or
             transformers' own.
+        lines: how a line becomes an example, for `jcl online`, which needs neither a stream nor
+            steps.
+        drift: () -> a detector with `update(loss: float) -> bool`, such as river's in a few lines:
+            given the loss of every example that is learned online, in order, it says whether the
+            data have changed. The batches that are learned from then hold `drift`, int32[batch]: 1
+            everywhere where it has said so of the batch before.
     """
 
     name: str
     model: Model
     loss_fn: LossFn
     strategy: Strategy | optax.GradientTransformation
-    stream: data.Stream
+    stream: data.Stream = None  # pyright: ignore[reportAssignmentType]
     measure: Measure
     batch_size: int
     steps: int | Sequence[int] | None = None
@@ -69,6 +75,8 @@ class Experiment:
     device_data: bool = False
     probes: Mapping[str, Callable[[Any, data.Batch], Any]] = field(default_factory=dict)
     tokenizer: Any = None
+    lines: data.Lines | None = None
+    drift: Callable[[], Any] | None = None
 
     def __post_init__(self):
         for name in ("batch_size", "boundary_batches", "log_every"):
@@ -83,7 +91,12 @@ class Experiment:
             raise InputError(f"Experiment(seed={self.seed}): a whole number from 0 to 2**32 - 1.")
         if self.epochs is not None and not 0 < self.epochs < float("inf"):
             raise InputError(f"Experiment(epochs={self.epochs}): a finite number above 0.")
-        if (self.steps is None) == (self.epochs is None):
+        if self.stream is None and self.lines is None:
+            raise InputError(
+                f"Experiment {self.name!r} has nothing to learn from: give it a stream, for "
+                "`jcl run`, or lines=jcl.data.Lines(...), for `jcl online`."
+            )
+        if self.stream is not None and (self.steps is None) == (self.epochs is None):
             raise InputError(
                 f"Experiment {self.name!r}: give either steps or epochs, "
                 f"not steps={self.steps} and epochs={self.epochs}."
@@ -133,6 +146,11 @@ def check(experiment: Experiment) -> Any:
     Raises:
         InputError: from the data, the model or the loss, each naming what it refuses.
     """
+    if experiment.stream is None:
+        raise InputError(
+            f"Experiment {experiment.name!r} has lines alone, which `jcl online` learns from: give "
+            "it a stream for everything else."
+        )
     training, testing = {}, {}
     for number, stage in enumerate(experiment.stream.stages):
         name = stage_name(experiment, number)

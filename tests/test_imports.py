@@ -46,17 +46,21 @@ ALLOWED = {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
     "survivors": {"grid"},
+    "online": {
+        "allocator", "checkpoint", "core", "data", "experiment", "folder", "learner", "losses",
+        "memory", "online", "program", "stopping",
+    },
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
         "progress", "report", "sharding", "stopping", "survivors", "tracking",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "page", "plan", "report", "run", "sharding", "stopping", "strategies",
+        "online", "page", "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
         "core", "data", "drift", "experiment", "learner", "losses", "memory", "meta", "models",
-        "probes", "stopping", "strategies",
+        "online", "probes", "stopping", "strategies",
     },
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from jcl.data.glyphs import glyphs
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
 from jcl.data.intents import intents
 from jcl.data.labelled_text import TextStream
+from jcl.data.lines import Example, Label, Lines
 from jcl.data.omniglot import omniglot
 from jcl.data.sinusoids import Sinusoids, sinusoids
 from jcl.data.streams import (
@@ -47,7 +48,10 @@ __all__ = [
     "Concatenated",
     "DriftStream",
     "Episodes",
+    "Example",
     "Images",
+    "Label",
+    "Lines",
     "PretrainedTokenizer",
     "Sinusoids",
     "Source",

@@ -146,7 +146,7 @@ def labelled_texts(
             f"{name}: every train row has the label '{labels[0]}': give texts of at least two"
         )
     length, longest, truncated, tokens = _tokens([*train, *test], tokenizer, length)
-    encoding = Encoding(tokenizer, length, _pad(tokenizer))
+    encoding = Encoding(tokenizer, length, padding(tokenizer))
     if truncated:
         warnings.warn(
             f"{name}: {truncated} of {len(train) + len(test)} texts were cut to {length} tokens; "
@@ -218,7 +218,7 @@ def _tokens(
     for row, (ids, _) in zip(rows, both, strict=True):
         if not len(ids):
             raise InputError(f"{row.place}: the text gives no token: drop the row")
-    pad = _pad(tokenizer)
+    pad = padding(tokenizer)
     longest = max(len(ids) for ids, _ in both)
     length = length or longest
     lengths = np.array([len(ids) for ids, _ in both])
@@ -267,7 +267,8 @@ def _ids(found: Any, place: str) -> np.ndarray:
     return ids.astype(np.int32)
 
 
-def _pad(tokenizer: Any) -> int:
+def padding(tokenizer: Any) -> int:
+    """The id that fills a text of this tokenizer up."""
     # transformers' tokenizers have a method named pad.
     pad = getattr(tokenizer, "pad_token_id", None)
     pad = getattr(tokenizer, "pad", None) if pad is None else pad
