@@ -94,6 +94,27 @@ def forgetting(
     return float(np.mean(losses)) if losses else None
 
 
+def detection(alarms: Sequence[int], drifts: Sequence[int]) -> dict[str, Any]:
+    """Which drifts a detector found: the first alarm between a drift and the next one finds it.
+
+    Args:
+        alarms: number of the example at each.
+        drifts: number of the first example of each.
+
+    Returns:
+        "delays": of every drift the examples until its alarm, None where there was none; "false":
+        how many other alarms there were.
+
+    >>> detection([3, 14, 17, 40], [10, 20, 30])
+    {'delays': [4, None, 10], 'false': 2}
+    """
+    delays: list[int | None] = []
+    for start, end in zip(drifts, [*drifts[1:], None], strict=True):
+        own = [alarm - start for alarm in alarms if start <= alarm and (end is None or alarm < end)]
+        delays.append(min(own, default=None))
+    return {"delays": delays, "false": len(alarms) - sum(delay is not None for delay in delays)}
+
+
 def summary(
     correct: Any,
     *,
