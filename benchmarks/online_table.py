@@ -1,11 +1,10 @@
 """The tables of docs/online.md: every method of configs/online.py on streams whose drifts are known.
 
 Command:  python benchmarks/online_table.py [STREAM ...] [--only METHOD ...] [--seeds 3]
-          [--minutes 90] [--texts clinc150] [--backbone minilm] [--report]
-Needs JCL_DATA (see configs/online.py) and pip install "jcl[drift]"; `--texts intents --backbone
-small` needs neither the one nor a pretrained encoder, and writes no page. Goes on where it was
-stopped: a finished row is a file in runs/online_table and is not run again. --report only writes
-the page; a row that is not in that folder keeps what the page has for it, or says "not run".
+          [--minutes 90] [--report]
+Needs JCL_DATA (see configs/online.py) and pip install "jcl[drift]". Goes on where it was stopped:
+a finished run is a file in runs/online_table and is not run again. --report only writes the page; a
+row that is not in that folder keeps what the page has for it, or says "not run".
 """
 
 import argparse
@@ -20,7 +19,6 @@ from typing import get_args, get_type_hints
 
 import numpy as np
 import reproduce
-from tqdm import tqdm
 
 import jcl
 from jcl import drift, prequential
@@ -31,6 +29,7 @@ RUNS = reproduce.ROOT / "runs" / "online_table"
 PAGE = reproduce.ROOT / "docs" / "online.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 WINDOW = 100
+SETTINGS = {"texts": "clinc150", "backbone": "minilm"}
 CONFIG = load_config(reproduce.ROOT / "configs" / "online.py")
 METHODS = get_args(get_type_hints(CONFIG.Config)["method"])
 # name: (title, drift, change)
@@ -50,12 +49,10 @@ def place(name, method, seed):
     return RUNS / name / f"{method}_{seed}.json"
 
 
-def run(name, method, seed, texts, backbone):
+def run(name, method, seed):
     """Runs one row and writes its file."""
     _, kind, change = STREAMS[name]
-    config = CONFIG.Config(
-        method=method, drift=kind, change=change, texts=texts, backbone=backbone, seed=seed
-    )
+    config = CONFIG.Config(method=method, drift=kind, change=change, seed=seed, **SETTINGS)
     experiment = CONFIG.build(config)
     stream = experiment.stream
     began = time.monotonic()
@@ -71,7 +68,7 @@ def run(name, method, seed, texts, backbone):
         "seconds": time.monotonic() - began,
         "alarms": report["series"]["alarms"],
         "losses": report["series"]["loss"] if method == "constant" else None,
-        "texts": f"{texts}, {backbone}",
+        "settings": " ".join(f"--{name} {value}" for name, value in SETTINGS.items()),
         "commit": commit(),
         "on": machine(),
         "date": datetime.date.today().isoformat(),
@@ -98,7 +95,7 @@ def machine():
 
 def finished(name, method):
     """The results of all seeds that have been run."""
-    paths = sorted((RUNS / name).glob(f"{method}_*.json"))
+    paths = sorted((RUNS / name).glob(f"{method}_[0-9]*.json"))
     return [json.loads(path.read_text()) for path in paths]
 
 
@@ -175,7 +172,7 @@ def tables():
 def where():
     """What the rows were run on, and when."""
     every = [each for name in STREAMS for method in METHODS for each in finished(name, method)]
-    told = sorted({f"{e['texts']}; {e['on']}; commit {e['commit']}; {e['date']}" for e in every})
+    told = sorted({f"{e["settings"]}; {e['on']}; commit {e['commit']}; {e['date']}" for e in every})
     old = [line for line in PAGE.read_text().splitlines() if line.startswith("Run on: ")]
     return f"Run on: {' / '.join(told)}." if told else (old or ["Nothing has been run so far."])[0]
 
@@ -192,8 +189,6 @@ def main(arguments=None):
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=90.0)
-    parser.add_argument("--texts", default="clinc150")
-    parser.add_argument("--backbone", default="minilm")
     parser.add_argument("--report", action="store_true")
     options = parser.parse_args(arguments)
     for name in options.streams:
@@ -207,11 +202,12 @@ def main(arguments=None):
         if not options.report and not place(name, method, seed).exists()
     ]
     deadline = time.monotonic() + 60 * options.minutes
-    for name, method, seed in tqdm(rows, disable=None):
+    for number, (name, method, seed) in enumerate(rows):
         if time.monotonic() > deadline:
             print("The time is over; the same command goes on from here.")
             break
-        run(name, method, seed, options.texts, options.backbone)
+        print(f"{number + 1} of {len(rows)}: {name}, {method}, seed {seed}", flush=True)
+        run(name, method, seed)
     write_page()
     return 0
 

@@ -77,3 +77,9 @@ def test_drifts_that_fit_no_stream_are_refused():
             prequential.recovery(20 * [1], drifts, window=2, width=width)
     with pytest.raises(jcl.InputError, match="one drift fewer"):
         prequential.forgetting(20 * [1], [10], (0, 1, 0), window=2)
+
+
+def test_detection_tells_delays_from_false_alarms():
+    found = prequential.detection([5, 100, 110, 250], [90, 180, 240])
+    assert found == {"delays": [10, None, 10], "false": 2}
+    assert prequential.detection([], [3]) == {"delays": [None], "false": 0}
