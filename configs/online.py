@@ -41,7 +41,7 @@ class Config:
     change: Literal["labels", "domains"] = "labels"
     texts: Literal["intents", "clinc150", "banking77"] = "intents"
     backbone: Literal["small", "minilm"] = "small"
-    detector: Literal["none", "adwin", "page_hinkley", "kswin", "ddm", "hddm_a", "hddm_w"] = "adwin"
+    detector: jcl.drift.Name | Literal["none"] = "adwin"
     segment: int = 1000  # examples from one drift to the next
     memory: int = 200  # examples, of replay
     batch_size: int = 8
@@ -98,19 +98,19 @@ def build(config: Config) -> jcl.Experiment:
 @functools.cache
 def source(name, backbone):
     """The texts, of minilm what it makes of them, and their tokenizer."""
-    if backbone == "minilm":
-        tokenizer = jcl.models.tokenizer(folder())
-        model, params = jcl.models.from_pretrained(folder(), head="features", pooling="mean")
-        encode = jax.jit(lambda batch: model.features(
-            params, batch["inputs"], attention_mask=batch["attention_mask"]))  # fmt: skip
-        return jcl.data.encoded(texts(name, tokenizer, None), encode), tokenizer
-    tokenizer = jcl.data.ByteTokenizer()
-    return texts(name, tokenizer, LENGTH), tokenizer
-
-
-def texts(name, tokenizer, length):
-    tasks = {"banking77": {"tasks": 7}}.get(name, {})
-    return getattr(jcl.data, name)(tokenizer=tokenizer, length=length, **tasks)
+    read = getattr(jcl.data, name)
+    if backbone == "small":
+        tokenizer = jcl.data.ByteTokenizer()
+        return read(tokenizer=tokenizer, length=LENGTH), tokenizer
+    if not os.environ.get("JCL_DATA"):
+        raise jcl.InputError("Set JCL_DATA to the folder that holds minilm_l6 and the texts.")
+    folder = Path(os.environ["JCL_DATA"]) / "minilm_l6"
+    tokenizer = jcl.models.tokenizer(folder)
+    model, params = jcl.models.from_pretrained(folder, head="features", pooling="mean")
+    encode = jax.jit(lambda tokens, mask: model.features(params, tokens, attention_mask=mask))
+    return jcl.data.encoded(
+        read(tokenizer=tokenizer), lambda batch: encode(batch["inputs"], batch["attention_mask"])
+    ), tokenizer
 
 
 def classifier(backbone, classes, shallow):
@@ -120,9 +120,3 @@ def classifier(backbone, classes, shallow):
         return jcl.models.mlp(shape), "head"
     shape = {"head": "classes", "classes": classes, "pooling": "mean", "dropout": 0.0}
     return jcl.models.bert(jcl.models.BertConfig(258, LENGTH, 64, 2, 4, 128, **shape)), "classifier"
-
-
-def folder() -> Path:
-    if not os.environ.get("JCL_DATA"):
-        raise jcl.InputError("Set JCL_DATA to the folder that holds minilm_l6 and the texts.")
-    return Path(os.environ["JCL_DATA"]) / "minilm_l6"
