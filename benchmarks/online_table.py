@@ -1,4 +1,4 @@
-"""The tables of docs/online.md: every method of configs/online.py on streams whose drifts are known.
+"""The tables of docs/online.md: each method of configs/online.py on streams with known drifts.
 
 Command:  python benchmarks/online_table.py [STREAM ...] [--only METHOD ...] [--seeds 3]
           [--minutes 90] [--report]
@@ -120,10 +120,11 @@ def cells(results):
 
 
 def detectors(name):
-    """A row for each detector, fed the losses of the method constant."""
-    for detector in get_args(drift.Name):
+    """A row for each detector, fed the losses of the method constant where it was run."""
+    runs = finished(name, "constant")
+    for detector in get_args(drift.Name) if runs else ():
         rows = []
-        for each in finished(name, "constant"):
+        for each in runs:
             fresh, truth = drift.detector(detector), each["truth"]
             alarms = [number for number, loss in enumerate(each["losses"]) if fresh.update(loss)]
             rows.append(prequential.detection(alarms, truth["drifts"]))
@@ -165,14 +166,14 @@ def tables():
         found = {row[0]: f"| {' | '.join(row)} |" for row in detectors(name)}
         for detector in get_args(drift.Name):
             row = held.get((title, detector), f"| {detector} | not run | | |")
-            lines.append(found[detector] if finished(name, "constant") else row)
+            lines.append(found.get(detector, row))
     return lines
 
 
 def where():
     """What the rows were run on, and when."""
     every = [each for name in STREAMS for method in METHODS for each in finished(name, method)]
-    told = sorted({f"{e["settings"]}; {e['on']}; commit {e['commit']}; {e['date']}" for e in every})
+    told = sorted({f"{e['settings']}; {e['on']}; commit {e['commit']}; {e['date']}" for e in every})
     old = [line for line in PAGE.read_text().splitlines() if line.startswith("Run on: ")]
     return f"Run on: {' / '.join(told)}." if told else (old or ["Nothing has been run so far."])[0]
 

@@ -28,7 +28,7 @@ import optax
 import jcl
 
 ORDERS = {"abrupt": (0, 1, 2, 3), "gradual": (0, 1, 2, 3), "recurring": (0, 1, 0, 1)}
-LENGTH = 64  # bytes of a text, for small
+LENGTH = 80  # bytes of a text, for small
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def build(config: Config) -> jcl.Experiment:
     decay = optax.cosine_decay_schedule(config.rate, steps, alpha=0.1)
     floor = optax.exponential_decay(config.rate, steps, 0.5, end_value=config.rate / 10)
     replay, ewc = jcl.replay(config.memory, config.batch_size), jcl.ewc(10.0, decay=0.5)
+    small, detector = config.backbone == "small", config.detector
+    body = [jcl.freeze("*", but=f"{head}/*")] if small else []  # minilm is frozen as it is
     parts = {
         "constant": lambda: [adam],
         "cosine": lambda: [optax.adam(lambda step: decay(steps * (step % 100) // 100))],
@@ -74,11 +76,10 @@ def build(config: Config) -> jcl.Experiment:
         "replay_less": lambda: [jcl.reweighted(replay, factor=0.0, half_life=50.0), adam],
         "ewc": lambda: [jcl.periodically(ewc, every=250, batches=32), adam],
         "ewc_on_drift": lambda: [jcl.on_drift(ewc, batches=32), adam],
-        "head": lambda: [jcl.only(f"{head}/*", adam), jcl.freeze("*", but=f"{head}/*")],
+        "head": lambda: [jcl.only(f"{head}/*", adam), *body],
         "slda": lambda: [jcl.freeze("*"), jcl.slda(model.features, stream.classes, head=head)],
     }[config.method]()
     labels = stream.labels or tuple(str(number) for number in range(stream.classes))
-    small, detector = config.backbone == "small", config.detector
     return jcl.Experiment(
         name=config.method,
         model=model,

@@ -20,7 +20,7 @@ _OF_LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "page_hinkley": ("PageHinkley", {"mode": "up"}),
     "kswin": ("KSWIN", {"seed": 0}),
 }
-_OF_ERRORS = {"ddm": "DDM", "hddm_a": "HDDM_A", "hddm_w": "HDDM_W"}
+_OF_ERRORS = {"ddm": "DDM", "hddm_a": "HDDMA", "hddm_w": "HDDMW"}
 _TWO_SIDED = ("adwin", "kswin")
 
 

@@ -4,6 +4,7 @@
 from; where the drifts lie is known, as of `jcl.data.drifting`.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from jcl import checks
 from jcl.errors import InputError
 
 
-def windowed(values: Any, window: int) -> Float[np.ndarray, "windows"]:
+def windowed(values: Any, window: int) -> Float[np.ndarray, " windows"]:
     """The mean of every `window` values in a row; entry i begins with value i.
 
     >>> windowed([1, 0, 1, 1], 2).tolist()
@@ -52,7 +53,7 @@ def recovery(
     """
     correct, segments = _segments(correct, drifts, width)
     found: list[int | None] = []
-    for (start, end), (after, until) in zip(segments, segments[1:], strict=False):
+    for (start, end), (after, until) in itertools.pairwise(segments):
         level = correct[max(start, end - window) : end].mean()
         if until - after < window:
             found.append(None)
@@ -134,8 +135,9 @@ def summary(
 
     Returns:
         "accuracy" of all predictions; "worst_window", the lowest accuracy over `window` examples in
-        a row behind the first drift (in the whole stream, where it has none); "recovery" of each drift; "recovery_mean", where a drift without recovery counts with its
-        segment's length, as it took longer; "recovered", how many did; "forgetting".
+        a row behind the first drift (in the whole stream, where it has none); "recovery" of each
+        drift; "recovery_mean", where a drift that was not recovered from counts with its segment's
+        length; "recovered", how many were; "forgetting".
     """
     correct = np.asarray(correct, np.float64)
     times = recovery(correct, drifts, window=window, width=width)

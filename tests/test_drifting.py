@@ -86,7 +86,7 @@ def test_everything_follows_from_the_arguments():
 
 
 def test_of_texts_and_of_what_an_encoder_makes_of_them():
-    texts = jcl.data.intents(tokenizer=jcl.data.ByteTokenizer(), length=64)
+    texts = jcl.data.intents(tokenizer=jcl.data.ByteTokenizer(), length=80)
     stream = drifting(texts, (0, 1), 50, change="domains")
     assert set(stream.stages[0][0]) == {"inputs", "attention_mask", "targets"}
     assert (stream.classes, stream.labels) == (30, texts.labels)

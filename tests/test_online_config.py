@@ -54,8 +54,7 @@ def test_every_method_can_be_traced(config):
 
 def test_the_small_encoder_reads_lines():
     pytest.importorskip("home_assistant_intents", reason='needs pip install "jcl[demo]"')
-    with pytest.warns(UserWarning, match="were cut to 64 tokens"):
-        experiment = CONFIG.build(CONFIG.Config(change="domains", drift="gradual", segment=60))
+    experiment = CONFIG.build(CONFIG.Config(change="domains", drift="gradual", segment=60))
     assert experiment.stream.width == 30
     example = experiment.lines.read(b'{"text": "lamp on", "label": "TurnOn"}')
     assert example.leaves["inputs"].shape == experiment.stream.stages[0][0]["inputs"].shape

@@ -111,8 +111,8 @@ def drifting(
         found = gather(Concatenated(sources), indices)
         if "label_mask" in found or "task" in found:
             raise InputError(
-                f"drifting: the examples of stream '{stream.name}' tell their task, which a concept "
-                'would contradict: use scenario="class" or "domain"'
+                f"drifting: the examples of stream '{stream.name}' tell their task, which a "
+                'concept would contradict: use scenario="class" or "domain"'
             )
         if change == "labels":
             moved = (groups[indices] + concepts) % len(stream.tasks)
