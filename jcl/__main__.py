@@ -1,4 +1,4 @@
-"""The command line: jcl run, plan, generate, report, memory, export, list."""
+"""The command line: jcl run, online, plan, generate, report, memory, export, list."""
 
 import ast
 import dataclasses
@@ -28,6 +28,7 @@ USAGE = """jcl: continual and online learning for language models
                     [--grid FIELD=VALUE,VALUE ...]   all combinations, in one program
                     [--track tensorboard|wandb|mlflow]   metrics for a tracker as well
                     [--coordinator HOST:PORT --processes N --process K]   on every host
+  jcl online CONFIG.py --input - [--delay N] [--follow] [...]       predict each line, then learn
   jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...] [--html FILE.html]               runs side by side, or as a page
@@ -35,7 +36,8 @@ USAGE = """jcl: continual and online learning for language models
   jcl export RUN FOLDER [--lora merged|adapter] [--seed N]     a run's model, for Hugging Face
   jcl list [FOLDER]                                                         what there is to use
 
-jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen.
+jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen,
+jcl online --help what a line is.
 """
 
 
@@ -132,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
         "run": _run,
+        "online": _online,
         "plan": _plan,
         "generate": _generate,
         "report": _report,
@@ -234,10 +237,25 @@ def _run(arguments: list[str]) -> None:
     console.print(f"{place}: {names}", soft_wrap=True)
 
 
+@stopping.at_once()
+def _online(arguments: list[str]) -> None:
+    one_arena()
+
+    from jcl.online import command
+
+    command.main(arguments, _parsed)
+
+
 def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, ModuleType, Any]:
     """The config's file and module, and its Config and the command's options as they were given."""
     path, rest = Path(arguments[0]), arguments[1:]
     module = load_config(path)
+    taken = {field.name for field in dataclasses.fields(options)}
+    if both := taken & {field.name for field in dataclasses.fields(module.Config)}:
+        raise InputError(
+            f"{path}: Config has {', '.join(sorted(both))}, which `jcl {command}` has as an "
+            "option: give it another name."
+        )
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(
         "Command",

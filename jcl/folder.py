@@ -4,6 +4,7 @@ config.json    what was run, on what; compared when the run goes on
 metrics.jsonl  a line per logged step and per evaluation
 checkpoints/   see checkpoint.py
 report.json    report.md    matrix.png
+input.jsonl    batches.jsonl    predictions.jsonl    of `jcl online`, see online/journal.py
 tensorboard/   wandb/       mlflow/     where a run was given such trackers, see tracking.py
 """
 
@@ -36,7 +37,8 @@ MACHINE = ("versions", "devices", "mesh", "replicas", "threads", "flags")
 # In the order of removal: config.json, which makes it a run folder, last.
 CONTENTS = (
     "report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints",
-    "tensorboard", "wandb", "mlflow", "config.json",
+    "tensorboard", "wandb", "mlflow", "predictions.jsonl", "batches.jsonl", "input.jsonl",
+    "config.json",
 )  # fmt: skip
 # What config.json holds at least, and what it may hold beside it.
 _HELD = {"seeds": [int]}
@@ -198,16 +200,16 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
 
 
 class MetricsFile:
-    """metrics.jsonl, cut back to where the checkpoint was made."""
+    """metrics.jsonl, or another file of lines, cut back to where the checkpoint was made."""
 
-    def __init__(self, folder: Path, offset: int):
-        self._path = folder / "metrics.jsonl"
+    def __init__(self, folder: Path, offset: int, name: str = "metrics.jsonl"):
+        self._path = folder / name
         self._file = self._path.open("ab", buffering=0)
         found = self._path.stat().st_size
         if found < offset:
             warnings.warn(
                 f"{self._path} has {found} bytes where the checkpoint counts {offset}: lines of "
-                "metrics are lost. The training is not touched.",
+                f"{self._path.stem} are lost. The training is not touched.",
                 stacklevel=2,
             )
         self._file.truncate(min(found, offset))

@@ -36,12 +36,14 @@ class Runs:
         )  # fmt: skip
 
     def __call__(self, *arguments, config=TINY, **asked):
-        """`jcl run`.
+        """`jcl run`, or another command.
 
         Args:
             arguments: of the command, behind the config.
-            asked: what happens to it, see `Child`; `seconds` until it gets a SIGKILL from outside,
-                which are counted from its next checkpoint in the folder `saved`, where it is given.
+            asked: the `command`; what happens to it, see `Child`; `seconds` until it gets a
+                SIGKILL from outside, which are counted from its next checkpoint in the folder
+                `saved`, where it is given; [path, lines], the file and its length at which it is
+                `signalled` by SIGTERM.
 
         Returns:
             {"code", as Popen.returncode; "output", of both streams; "seconds" that it took}.
@@ -107,7 +109,8 @@ def serve():
     for line in sys.stdin:
         asked = json.loads(line)
         arguments, seconds = asked.pop("arguments"), asked.pop("seconds", None)
-        saved = asked.pop("saved", None)
+        saved, command = asked.pop("saved", None), asked.pop("command", "run")
+        signalled = asked.pop("signalled", None)
         with tempfile.TemporaryFile("w+") as output:
             begun = time.monotonic()
             pid = os.fork()
@@ -119,13 +122,15 @@ def serve():
                 code = 99
                 try:
                     Child(**asked)
-                    code = main(["run", *arguments])
+                    code = main([command, *arguments])
                 except BaseException:
                     traceback.print_exc()
                 finally:
                     sys.stdout.flush()
                     sys.stderr.flush()
                     os._exit(code)
+            if signalled:
+                terminate_at(pid, *signalled)
             status = ended(pid, begun, seconds, saved)
             output.seek(0)
             answer = {
@@ -134,6 +139,15 @@ def serve():
                 "seconds": time.monotonic() - begun,
             }
         print(json.dumps(answer), flush=True)
+
+
+def terminate_at(pid, path, lines):
+    """Sends SIGTERM once the file has so many lines."""
+    for _ in range(6000):
+        if Path(path).exists() and Path(path).read_bytes().count(b"\n") >= lines:
+            break
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGTERM)
 
 
 def newest(folder):

@@ -89,7 +89,8 @@ class Lines:
 
     def __post_init__(self):
         checks.whole("Lines", "length", self.length)
-        if not callable(getattr(self.tokenizer, "encode", None)):
+        encode = getattr(self.tokenizer, "encode", None)
+        if isinstance(self.tokenizer, str) or not callable(encode):
             raise InputError(
                 f"Lines(tokenizer={self.tokenizer!r}): give a tokenizer, such as "
                 "jcl.data.ByteTokenizer() or jcl.models.tokenizer(folder)."

@@ -1,91 +1,22 @@
-"""Which examples are predicted and which are learned from, when: the host's side, without files."""
+"""What is predicted and what is learned from, in which order: the host's side, without files."""
 
-import base64
 import collections
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jcl import checks, memory
+from jcl import memory
 from jcl.core import lift
 from jcl.data import Batch, Example, Label, stack
 from jcl.errors import REMEDY, Diverged, InputError
 from jcl.experiment import Experiment, check_memories
 from jcl.learner import Learner, LearnerState, check_needs, learner
-from jcl.online.measures import Measures, Result
+from jcl.online.measures import Measures
 from jcl.online.step import prequential
+from jcl.online.waiting import Entry, Queues, Timing, Waiting
 from jcl.program import first_state
-
-
-class Entry(NamedTuple):
-    """What one line, or one example of a stream, says.
-
-    Attributes:
-        number: of the line, from 1.
-        offset: of the line in its file; 0 where there is none.
-        said: what it says.
-    """
-
-    number: int
-    offset: int
-    said: Example | Label
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Timing:
-    """When what is predicted is learned from.
-
-    Attributes:
-        batch: rows of a micro-batch.
-        delay: an example's label counts as known once so many examples more have been predicted.
-        delay_seconds: or once a line has come whose time is so much later.
-        waiting: examples that may wait for their labels; of more, the oldest is dropped.
-        window: results in the window of the measures.
-    """
-
-    batch: int = 8
-    delay: int = 0
-    delay_seconds: float = 0.0
-    waiting: int = 1000
-    window: int = 500
-
-    def __post_init__(self):
-        for name in ("batch", "waiting", "window"):
-            checks.whole("jcl online", f"--{name}", getattr(self, name))
-        checks.whole("jcl online", "--delay", self.delay, least=0)
-        checks.number("jcl online", "--delay-seconds", self.delay_seconds)
-        if self.delay and self.delay_seconds:
-            raise InputError(
-                f"--delay {self.delay} and --delay-seconds {self.delay_seconds}: labels are late "
-                "by a number of examples or by a time; leave one of them out."
-            )
-        if self.delay > self.waiting:
-            raise InputError(
-                f"--delay {self.delay}: {self.waiting} examples at most wait for their labels, so "
-                f"that all would be dropped: give --waiting {self.delay}, or more."
-            )
-
-
-@dataclasses.dataclass
-class _Waiting:
-    """An example that was predicted and not learned from."""
-
-    entry: Entry
-    example: Example
-    place: int  # among all examples, from 1
-    loss: float | None  # a sum, in nats; None until the label is known
-    prediction: int | None
-    scores: np.ndarray | None  # of one whose label does not stand in its line
-
-    def result(self) -> Result:
-        assert self.loss is not None
-        target = self.example.leaves["targets"]
-        targets = int((self.example.leaves["mask"] > 0).sum())
-        correct = None if self.prediction is None else self.prediction == int(target)
-        return Result(self.loss, targets, correct, self.example.size)
 
 
 class Learned(NamedTuple):
@@ -120,19 +51,19 @@ class Engine:
             examples do not fit each other.
 
     Attributes:
+        timing: as given.
         state: the learner's.
+        abstract: its shapes.
+        classes: of the model; None of a language model.
         measures: of all examples whose labels are known.
-        counts: examples, learned, unlabelled (no label can come), unmatched (labels of no example
-            that waits), dropped (of those that waited), alarms.
         traces: how often `predict` and `learn` were traced.
     """
 
     def __init__(self, experiment: Experiment, example: Example, timing: Timing):
         strategy = lift(experiment.strategy)
-        self._experiment, self._timing = experiment, timing
-        self._drifts = experiment.drift is not None
+        self._experiment, self.timing = experiment, timing
         self._detector = experiment.drift() if experiment.drift else None
-        self._time, self._alarm = -float("inf"), False
+        self._alarm = False
         functions = learner(experiment.loss_fn, strategy)
         batch = self._batch([example])
         check_needs(strategy, batch)
@@ -154,14 +85,16 @@ class Engine:
         self._predict = jax.jit(self._counted("predict", pure.predict))
         self._learn = jax.jit(self._counted("learn", pure.learn), donate_argnums=0)
         self.state: Any = None
-        self.measures = Measures(timing.window)
-        self.counts = dict.fromkeys(
-            ("examples", "learned", "unlabelled", "unmatched", "dropped", "alarms"), 0
-        )
-        # Known but late, in order; without a label, by identity; known, to be learned from now.
-        self._late: collections.deque[_Waiting] = collections.deque()
-        self._open: dict[Any, _Waiting] = {}
-        self._due: collections.deque[_Waiting] = collections.deque()
+        self.measures = Measures(timing.window, classes=self.classes is not None)
+        self._counts = dict.fromkeys(("examples", "learned", "unlabelled", "unmatched"), 0)
+        self._alarms, self._queues = 0, Queues(timing)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """examples (predicted), learned, unlabelled (no label can come), unmatched (labels of no
+        example that waits), waiting, dropped (of those that waited), alarms (of the detector)."""
+        queues = {"waiting": len(self._queues), "dropped": self._queues.dropped}
+        return {**self._counts, **queues, "alarms": self._alarms}
 
     def begin(self) -> None:
         """Makes the state before the first example."""
@@ -182,42 +115,38 @@ class Engine:
                 told.append(self._predicted(entry, entry.said, next(rows)))
             else:
                 told.append(self._labelled(entry, entry.said))
-            self._release(entry.said.time)
-            self._drop()
+            self._queues.release(self._counts["examples"], entry.said.time)
         return told
 
     def learn(self) -> list[Learned]:
         """Learns from everything whose label is known by now, and says what that was."""
-        learned = []
-        while self._due:
-            number = min(len(self._due), self._timing.batch)
-            rows = [self._due.popleft() for _ in range(number)]
+        learned, due = [], self._queues.due
+        while due:
+            rows = [due.popleft() for _ in range(min(len(due), self.timing.batch))]
             batch = self._batch([row.example for row in rows])
             results = [row.result() for row in rows]
             losses = [result.loss / max(result.targets, 1) for result in results]
+            correct = [each.correct for each in results if each.correct is not None]
+            drift = None if self._detector is None else int(self._alarm)
             for result in results:
                 self.measures.add(result)
-            correct = [each.correct for each in results if each.correct is not None]
-            drift = int(self._alarm) if self._drifts else None
-            self._feed(losses)
+            self._alarm = any(
+                [self._detector.update(loss) for loss in losses if self._detector is not None]
+            )
+            self._alarms += self._alarm
             self.state, _ = self._learn(self.state, batch)
-            self.counts["learned"] += len(rows)
-            learned.append(Learned([row.entry.number for row in rows], losses, correct, drift))
+            self._counts["learned"] += len(rows)
+            learned.append(Learned([row.line for row in rows], losses, correct, drift))
         return learned
-
-    @property
-    def waiting(self) -> int:
-        """Examples that wait for their labels."""
-        return len(self._late) + len(self._open)
 
     def saved(self) -> dict[str, Any]:
         """Everything beside the state, as JSON; nothing is due."""
         return {
-            "counts": self.counts,
+            "counts": self._counts,
             "measures": self.measures.saved(),
-            "time": None if self._time == -float("inf") else self._time,
             "alarm": self._alarm,
-            "waiting": [_as_json(each) for each in (*self._late, *self._open.values())],
+            "alarms": self._alarms,
+            "queues": self._queues.saved(),
         }
 
     def restore(
@@ -235,108 +164,60 @@ class Engine:
             read: what the line at an offset says.
             losses: all that the detector has met, in order.
         """
-        self.state, self.counts = state, dict(saved["counts"])
+        self.state, self._counts = state, dict(saved["counts"])
         self.measures.restore(saved["measures"])
-        self._time = -float("inf") if saved["time"] is None else saved["time"]
-        for loss in losses if self._detector else ():
-            self._detector.update(loss)
-        self._alarm = saved["alarm"]
-        for number, offset, place, loss, prediction, scores in saved["waiting"]:
-            example = read(offset)
-            known = np.frombuffer(base64.b64decode(scores), np.float32) if scores else None
-            entry = Entry(number, offset, example)
-            waiting = _Waiting(entry, example, place, loss, prediction, known)
-            if loss is None:
-                self._open[example.identity] = waiting
-            else:
-                self._late.append(waiting)
-
-    def _feed(self, losses: Sequence[float]) -> None:
-        self._alarm = False
-        for loss in losses if self._detector else ():
-            self._alarm |= bool(self._detector.update(loss))
-        self.counts["alarms"] += self._alarm
+        self._queues.restore(saved["queues"], read)
+        if self._detector is not None:
+            for loss in losses:
+                self._detector.update(loss)
+        self._alarm, self._alarms = saved["alarm"], saved["alarms"]
 
     def _rows(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         outputs = jax.device_get(self._predict(self.state, self._batch(examples)))
         kept = {name: leaf[: len(examples)] for name, leaf in outputs.items()}
         if not all(np.isfinite(kept[name]).all() for name in {"losses", "scores"} & set(kept)):
             raise Diverged(
-                f"A prediction is not a number after {self.counts['learned']} examples were "
+                f"A prediction is not a number once {self._counts['learned']} examples were "
                 f"learned: {REMEDY}"
             )
         return [{name: leaf[row] for name, leaf in kept.items()} for row in range(len(examples))]
 
     def _predicted(self, entry: Entry, example: Example, row: dict[str, Any]) -> dict[str, Any]:
-        self.counts["examples"] += 1
-        loss = float(row["losses"]) * float(row.get("tokens", 1)) if example.labelled else None
-        late = self.classes is not None and not example.labelled
-        waiting = _Waiting(
-            entry,
-            example,
-            self.counts["examples"],
-            loss,
-            None if self.classes is None else int(row["predictions"]),
-            np.asarray(row["scores"]) if late else None,
-        )
-        if example.labelled:
-            self._late.append(waiting)
-        elif example.identity is None:
-            self.counts["unlabelled"] += 1
-        else:
-            again = self._open.pop(example.identity, None)
-            self.counts["dropped"] += again is not None
-            self._open[example.identity] = waiting
+        self._counts["examples"] += 1
         found: dict[str, Any] = {"line": entry.number}
         if example.identity is not None:
             found["id"] = example.identity
+        prediction = None
         if self.classes is not None:
-            found["prediction"] = waiting.prediction
+            prediction = found["prediction"] = int(row["predictions"])
             found["probability"] = float(row["probabilities"])
-        return {**found, **_told(waiting)} if example.labelled else found
+        place = (entry.number, entry.offset, self._counts["examples"], example, prediction)
+        if example.labelled:
+            loss = float(row["losses"]) * float(row.get("tokens", 1))
+            self._queues.put(waiting := Waiting(*place, loss, None))
+            return {**found, **_told(waiting)}
+        if example.identity is None:
+            self._counts["unlabelled"] += 1
+        else:
+            self._queues.put(Waiting(*place, None, np.asarray(row["scores"])))
+        return found
 
     def _labelled(self, entry: Entry, label: Label) -> dict[str, Any]:
-        waiting = self._open.pop(label.identity, None)
+        waiting = self._queues.label(label)
         found = {"line": entry.number, "id": label.identity}
         if waiting is None:
-            self.counts["unmatched"] += 1
+            self._counts["unmatched"] += 1
             return {**found, "unmatched": True}
-        assert waiting.scores is not None
-        waiting.example = waiting.example.with_target(label.target)
-        waiting.loss, waiting.scores = -float(waiting.scores[label.target]), None
-        self._due.append(waiting)
-        return {**found, "of": waiting.entry.number, **_told(waiting)}
-
-    def _release(self, time: float | None) -> None:
-        """Those whose delay is over are due, none before those that came before it."""
-        self._time = self._time if time is None else max(self._time, time)
-        while self._late:
-            first = self._late[0]
-            if self._timing.delay_seconds:
-                known = (first.example.time or 0.0) + self._timing.delay_seconds <= self._time
-            else:
-                known = first.place + self._timing.delay <= self.counts["examples"]
-            if not known:
-                return
-            self._due.append(self._late.popleft())
-
-    def _drop(self) -> None:
-        while self.waiting > self._timing.waiting:
-            opened = next(iter(self._open.values()), None)
-            if opened is None or (self._late and self._late[0].place < opened.place):
-                self._late.popleft()
-            else:
-                del self._open[opened.example.identity]
-            self.counts["dropped"] += 1
+        return {**found, "of": waiting.line, **_told(waiting)}
 
     def _batch(self, examples: Sequence[Example]) -> Batch:
         """All of one size: what is missing is the last example again, with a mask of 0."""
-        missing = self._timing.batch - len(examples)
         last = examples[-1].leaves
-        filling = [{**last, "mask": np.zeros_like(last["mask"])}] * missing
-        batch = stack([*(each.leaves for each in examples), *filling])
-        if self._drifts:
-            batch["drift"] = np.full(self._timing.batch, self._alarm, np.int32)
+        filling = {**last, "mask": np.zeros_like(last["mask"])}
+        missing = [filling] * (self.timing.batch - len(examples))
+        batch = stack([*(each.leaves for each in examples), *missing])
+        if self._detector is not None:
+            batch["drift"] = np.full(self.timing.batch, self._alarm, np.int32)
         return batch
 
     def _counted(self, name: str, function: Callable) -> Callable:
@@ -347,7 +228,7 @@ class Engine:
         return traced
 
 
-def _told(waiting: _Waiting) -> dict[str, Any]:
+def _told(waiting: Waiting) -> dict[str, Any]:
     """What is known once the label is."""
     result = waiting.result()
     known: dict[str, Any] = {"loss": result.loss / max(result.targets, 1)}
@@ -356,16 +237,8 @@ def _told(waiting: _Waiting) -> dict[str, Any]:
     return known
 
 
-def _as_json(waiting: _Waiting) -> list[Any]:
-    scores = None
-    if waiting.scores is not None:
-        scores = base64.b64encode(waiting.scores.astype(np.float32).tobytes()).decode()
-    entry = waiting.entry
-    return [entry.number, entry.offset, waiting.place, waiting.loss, waiting.prediction, scores]
-
-
 def _acts_at_boundaries(functions: Learner, state: Any, batch: Any) -> bool:
-    """Whether consolidate changes anything: what it leaves alone goes through the trace as it is."""
+    """Whether consolidate changes anything: what it leaves alone passes the trace as it is."""
 
     def consolidate(strategy, params, state, batches):
         found = functions.consolidate(state._replace(strategy=strategy, params=params), batches)

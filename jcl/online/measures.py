@@ -26,17 +26,17 @@ class Measures:
 
     Args:
         window: results in the window.
+        classes: of a classifier, which has an accuracy.
     """
 
-    def __init__(self, window: int):
+    def __init__(self, window: int, *, classes: bool):
         self._last: collections.deque[Result] = collections.deque(maxlen=window)
         self._all, self._windowed = [0.0, 0, 0, 0], [0.0, 0, 0, 0]
-        self.results, self._classes = 0, False
+        self.results, self._classes = 0, classes
         self.worst: dict[str, float | None] | None = None
 
     def add(self, result: Result) -> None:
         """Counts one more result."""
-        self._classes = result.correct is not None
         if len(self._last) == self._last.maxlen:
             _add(self._windowed, self._last[0], -1)
         self._last.append(result)
@@ -71,7 +71,6 @@ class Measures:
         self._last.extend(Result(*each) for each in saved["last"])
         self._all, self._windowed = list(saved["all"]), list(saved["windowed"])
         self.worst, self.results = saved["worst"], saved["results"]
-        self._classes = bool(self._last) and self._last[0].correct is not None
 
     def _badness(self, found: dict[str, Any]) -> float:
         return -found["accuracy"] if self._classes else found["loss"]

@@ -42,7 +42,7 @@ class Prequential(NamedTuple):
 
 
 def prequential(learner: Learner) -> Prequential:
-    """Prequential (predictive sequential) evaluation: every example tests the model, then trains it.
+    """Prequential (predictive sequential) evaluation: an example tests the model, then trains it.
 
     Dawid 1984; for streams of data Gama, Sebastiao and Rodrigues 2013.
 

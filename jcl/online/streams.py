@@ -13,7 +13,8 @@ from jcl.data import Batch, Example
 from jcl.data.streams import gather
 from jcl.errors import InputError
 from jcl.experiment import Experiment
-from jcl.online.engine import Engine, Entry, Timing
+from jcl.online.engine import Engine
+from jcl.online.waiting import Entry, Timing
 
 
 def run(

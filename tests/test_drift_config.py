@@ -1,4 +1,4 @@
-"""configs/online.py and the script of its tables, on made-up features in place of a real set's."""
+"""configs/drift.py and the script of its tables, on made-up features in place of a real set's."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ import jcl
 from jcl.__main__ import load_config
 
 ROOT = Path(__file__).parent.parent
-CONFIG = load_config(ROOT / "configs" / "online.py")
+CONFIG = load_config(ROOT / "configs" / "drift.py")
 METHODS = get_args(get_type_hints(CONFIG.Config)["method"])
 
 
@@ -63,7 +63,7 @@ def test_the_small_encoder_reads_lines():
 
 @pytest.fixture
 def table(config, tmp_path, monkeypatch):
-    script = benchmark("online_table")
+    script = benchmark("drift_table")
     monkeypatch.setattr(script, "CONFIG", config)
     monkeypatch.setattr(script, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(script, "PAGE", tmp_path / "online.md")

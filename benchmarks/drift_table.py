@@ -1,9 +1,9 @@
-"""The tables of docs/online.md: each method of configs/online.py on streams with known drifts.
+"""The tables of docs/online.md: each method of configs/drift.py on streams with known drifts.
 
-Command:  python benchmarks/online_table.py [STREAM ...] [--only METHOD ...] [--seeds 3]
+Command:  python benchmarks/drift_table.py [STREAM ...] [--only METHOD ...] [--seeds 3]
           [--minutes 90] [--report]
-Needs JCL_DATA (see configs/online.py) and pip install "jcl[drift]". Goes on where it was stopped:
-a finished run is a file in runs/online_table and is not run again. --report only writes the page; a
+Needs JCL_DATA (see configs/drift.py) and pip install "jcl[drift]". Goes on where it was stopped:
+a finished run is a file in runs/drift_table and is not run again. --report only writes the page; a
 row that is not in that folder keeps what the page has for it, or says "not run".
 """
 
@@ -25,12 +25,12 @@ from jcl import drift, prequential
 from jcl.__main__ import load_config
 from jcl.metrics import interval
 
-RUNS = reproduce.ROOT / "runs" / "online_table"
+RUNS = reproduce.ROOT / "runs" / "drift_table"
 PAGE = reproduce.ROOT / "docs" / "online.md"
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 WINDOW = 100
 SETTINGS = {"texts": "clinc150", "backbone": "minilm"}
-CONFIG = load_config(reproduce.ROOT / "configs" / "online.py")
+CONFIG = load_config(reproduce.ROOT / "configs" / "drift.py")
 METHODS = get_args(get_type_hints(CONFIG.Config)["method"])
 # name: (title, drift, change)
 STREAMS = {
@@ -152,7 +152,7 @@ def tables():
     """The markdown between the markers."""
     held, lines = kept(), []
     for name, (title, _, _) in STREAMS.items():
-        lines += ["", f"### {title}", "", f"`python benchmarks/online_table.py {name}`", ""]
+        lines += ["", f"### {title}", "", f"`python benchmarks/drift_table.py {name}`", ""]
         lines += [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
         for method in METHODS:
             results = finished(name, method)
