@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from jcl import checks
 from jcl.errors import InputError
 
 
-def windowed(values: Any, window: int) -> Float[np.ndarray, " windows"]:
-    """The mean of every `window` values in a row; entry i begins with value i.
+def windowed(values: Any, window: int) -> np.ndarray:
+    """The mean of every `window` values in a row, [values - window + 1]; entry i begins with value i.
 
     >>> windowed([1, 0, 1, 1], 2).tolist()
     [0.5, 0.5, 1.0]
