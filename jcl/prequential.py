@@ -15,7 +15,7 @@ from jcl.errors import InputError
 
 
 def windowed(values: Any, window: int) -> np.ndarray:
-    """The mean of every `window` values in a row, [values - window + 1]; entry i begins with value i.
+    """The mean of every `window` values in a row; entry i begins with value i.
 
     >>> windowed([1, 0, 1, 1], 2).tolist()
     [0.5, 0.5, 1.0]
