@@ -6,7 +6,7 @@ domains new topics come and the old remain true. Each text is predicted, then le
 constant, cosine (restarts every 100 steps), floor (a rate that decays to a tenth) and restarting
 (half a cosine anew at an alarm) differ in Adam's rate alone. boost raises the step after an alarm;
 replay_more and replay_less weigh replay threefold, or not at all, for a while; ewc consolidates
-every 250 steps, ewc_on_drift at alarms. head learns the last layer alone, slda a closed-form one.
+every 100 steps, ewc_on_drift at alarms. head learns the last layer alone, slda a closed-form one.
 The rates and strengths are first guesses. What each gives: docs/online.md.
 
 small is a BERT of 2 layers of 64 over bytes, from scratch; minilm is a hidden layer of 256 (none of
@@ -61,7 +61,7 @@ def build(config: Config) -> jcl.Experiment:
     adam, boost = optax.adam(config.rate), jcl.boost(factor=5.0, half_life=20.0)
     decay = optax.cosine_decay_schedule(config.rate, steps, alpha=0.1)
     floor = optax.exponential_decay(config.rate, steps, 0.5, end_value=config.rate / 10)
-    replay, ewc = jcl.replay(config.memory, config.batch_size), jcl.ewc(10.0, decay=0.5)
+    replay, ewc = jcl.replay(config.memory, config.batch_size), jcl.ewc(1e3, decay=0.5)
     small, detector = config.backbone == "small", config.detector
     body = [jcl.freeze("*", but=f"{head}/*")] if small else []  # minilm is frozen as it is
     parts = {
@@ -74,7 +74,7 @@ def build(config: Config) -> jcl.Experiment:
         "replay_boost": lambda: [replay, adam, boost],
         "replay_more": lambda: [jcl.reweighted(replay, factor=3.0, half_life=50.0), adam],
         "replay_less": lambda: [jcl.reweighted(replay, factor=0.0, half_life=50.0), adam],
-        "ewc": lambda: [jcl.periodically(ewc, every=250, batches=32), adam],
+        "ewc": lambda: [jcl.periodically(ewc, every=100, batches=32), adam],
         "ewc_on_drift": lambda: [jcl.on_drift(ewc, batches=32), adam],
         "head": lambda: [jcl.only(f"{head}/*", adam), *body],
         "slda": lambda: [jcl.freeze("*"), jcl.slda(model.features, stream.classes, head=head)],
