@@ -86,12 +86,17 @@ def compare(torch, case, texts, labels, size, tiny):
         for text, label in zip(texts, labels, strict=True)
     ]
     batches = [jcl.data.stack(read[at : at + size]) for at in range(0, len(read), size)]
+
+    def seeded():
+        torch.manual_seed(0)
+        return peer()
+
     loops = {
         "jcl predict, learn": jcl_loop(model, params, batches[0], together=False),
         "jcl in one": jcl_loop(model, params, batches[0], together=True),
-        "PyTorch predict, learn": torch_loop(torch, peer(), together=False),
-        "PyTorch in one": torch_loop(torch, peer(), together=True),
-        "PyTorch shortened": torch_loop(torch, peer(), together=True, shorten=True),
+        "PyTorch predict, learn": torch_loop(torch, seeded(), together=False),
+        "PyTorch in one": torch_loop(torch, seeded(), together=True),
+        "PyTorch shortened": torch_loop(torch, seeded(), together=True, shorten=True),
     }
     load = [os.getloadavg()[0]]
     seconds, right = {name: [] for name in loops}, dict.fromkeys(loops, 0)

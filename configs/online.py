@@ -1,6 +1,6 @@
 """A small model of bytes that learns from every line as it comes, with a memory of earlier lines.
 
-classifier is a BERT of 2 layers of 64 with one output for each of --labels; language, a GPT-2 of
+classifier is a BERT of one layer of 64 with one output for each of --labels; language, a GPT-2 of
 the same size that learns to predict the texts. A reservoir of 200 lines is replayed, since what
 comes in a row is alike; the learning rate is constant, since nobody knows how long it will go on.
 There is no published result; a hundred lines of two words are learned in seconds.
@@ -29,7 +29,7 @@ class Config:
 
 def build(config: Config) -> jcl.Experiment:
     tokenizer = jcl.data.ByteTokenizer()
-    shape = {"positions": config.length, "width": 64, "layers": 2, "heads": 4, "dropout": 0.0}
+    shape = {"positions": config.length, "width": 64, "layers": 1, "heads": 4, "dropout": 0.0}
     if config.kind == "classifier":
         if len(config.labels) < 2:
             raise jcl.InputError("name the classes: --labels no yes")

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jcl import data
@@ -49,7 +50,7 @@ def run(
         Diverged: a prediction is not a number.
 
     >>> import jax, jcl, numpy as np, optax
-    >>> inputs = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
+    >>> inputs = np.random.default_rng(0).normal(size=(400, 2)).astype(np.float32)
     >>> stream = jcl.data.Arrays({"inputs": inputs, "targets": (inputs[:, 0] > 0).astype(int)})
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=2, hidden=(), classes=2))
     >>> task = jcl.data.Task("signs", stream, stream, stream.hash())
@@ -58,7 +59,7 @@ def run(
     ...     strategy=optax.sgd(1.0), measure=jcl.losses.accuracy(model.apply),
     ...     stream=jcl.data.Stream("signs", (task,)), batch_size=4, epochs=1))
     >>> report["counts"]["learned"], report["measures"]["accuracy"] > 0.8
-    (64, True)
+    (400, True)
     """
     if examples is None:
         if experiment.stream is None:
@@ -117,6 +118,6 @@ def _example(batch: Batch, row: int, sizes: Any) -> Example:
 
 
 def _bytes(leaf: Any) -> int:
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.random.key_data(leaf)
     return int(leaf.nbytes)
