@@ -88,11 +88,7 @@ def drifting(
     check_plain("drifting", stream, "drift")
     order = _order(order, stream)
     generator = np.random.default_rng(seed)
-    concepts = np.repeat(order, length)
-    drifts = tuple(number * length - width // 2 for number in range(1, len(order)))
-    for number, start in enumerate(drifts):
-        later = generator.random(width) < (np.arange(width) + 0.5) / max(width, 1)
-        concepts[start : start + width] = np.where(later, order[number + 1], order[number])
+    concepts, drifts = _concepts(generator, order, length, width)
     parts = np.array_split(np.arange(len(stream.tasks)), 1 + max(order))
 
     lengths = [len(task.train) for task in stream.tasks]
@@ -158,6 +154,18 @@ def _order(order: Sequence[int], stream: Stream) -> tuple[int, ...]:
             f"of stream '{stream.name}': at most one concept a task"
         )
     return found
+
+
+def _concepts(
+    generator: np.random.Generator, order: tuple[int, ...], length: int, width: int
+) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The concept of every example, and where the drifts begin."""
+    concepts = np.repeat(order, length)
+    drifts = tuple(number * length - width // 2 for number in range(1, len(order)))
+    for number, start in enumerate(drifts):
+        later = generator.random(width) < (np.arange(width) + 0.5) / max(width, 1)
+        concepts[start : start + width] = np.where(later, order[number + 1], order[number])
+    return concepts, drifts
 
 
 def _met(generator: np.random.Generator, pool: np.ndarray, number: int) -> np.ndarray:
