@@ -79,6 +79,7 @@ OTHERS = {
             "cumulative",
             "blurry",
             "fuzzy",
+            "drifting",
             "labelled",
             "encoded",
             "permuted",

@@ -1,7 +1,7 @@
 """jcl: continual and online learning for language models in JAX."""
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
-from jcl import data, losses, memory, meta, models, online, probes
+from jcl import data, drift, losses, memory, meta, models, online, probes
 from jcl.core import (
     Strategy,
     chain,
@@ -20,6 +20,7 @@ from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
 from jcl.meta import implicit_maml, maml, prototypes, reptile
 from jcl.strategies import (
     agem,
+    boost,
     der,
     ewc,
     feature_distillation,
@@ -36,9 +37,12 @@ from jcl.strategies import (
     mir,
     nearest_class_mean,
     olora,
+    on_drift,
     packnet,
     progressive_prompts,
     replay,
+    restarting,
+    reweighted,
     rwalk,
     seen_classes,
     separate,
@@ -55,10 +59,12 @@ __all__ = [
     "LearnerState",
     "Strategy",
     "agem",
+    "boost",
     "chain",
     "cosine",
     "data",
     "der",
+    "drift",
     "ewc",
     "feature_distillation",
     "freeze",
@@ -82,6 +88,7 @@ __all__ = [
     "models",
     "nearest_class_mean",
     "olora",
+    "on_drift",
     "online",
     "only",
     "over_seeds",
@@ -93,6 +100,8 @@ __all__ = [
     "prototypes",
     "replay",
     "reptile",
+    "restarting",
+    "reweighted",
     "rwalk",
     "scheduled",
     "seen_classes",

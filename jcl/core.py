@@ -270,6 +270,11 @@ class Periodic(NamedTuple):
     ring: Batch
 
 
+def alarmed(batch: Batch) -> jax.Array:
+    """Whether a detector of drift gave an alarm before this batch: batch["drift"] is 1 then."""
+    return jnp.any(batch["drift"] > 0) if "drift" in batch else jnp.zeros((), bool)
+
+
 def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
     """The part, consolidated every so many steps instead of at task boundaries.
 
@@ -279,14 +284,41 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
         batches: how many of the last batches it consolidates on; at most `every`.
     """
     part = lift(part)
-    if part.consolidate is _same_state:
-        raise InputError(f"periodically({part.name}): it consolidates nothing.")
     every = checks.whole("periodically", "every", every)
     if checks.whole("periodically", "batches", batches) > every:
         raise InputError(
             f"periodically({part.name}, every={every}, batches={batches}): batches must lie "
             "between 1 and every, so that the ring is full when it is used."
         )
+
+    def due(batch, step):
+        return (step + 1) % every == 0
+
+    return consolidating("periodically", part, due, batches)
+
+
+def consolidating(
+    call: str,
+    part: Strategy,
+    due: Callable[[Batch, jax.Array], jax.Array],
+    batches: int,
+    *,
+    newest: bool = True,
+) -> Strategy:
+    """The part, consolidated on a ring of the last batches in the steps that are due.
+
+    Args:
+        call: of the public function, which names it.
+        part: a strategy whose consolidate leaves the params as they are.
+        due: (batch, step) -> whether this step consolidates.
+        batches: how many lie in the ring.
+        newest: whether the step's own batch is one of them.
+
+    Raises:
+        InputError: the part consolidates nothing; in the first step, if it changes the params.
+    """
+    if part.consolidate is _same_state:
+        raise InputError(f"{call}({part.name}): it consolidates nothing.")
 
     def init(params, *, batch, aux):
         ring = jax.tree.map(lambda leaf: jnp.zeros((batches, *leaf.shape), leaf.dtype), batch)
@@ -318,18 +350,22 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
 
         def consolidate(inner):
             inner, kept = part.consolidate(
-                inner, params, batches=ring, loss_fn=loss_fn, key=key_consolidate
+                inner,
+                params,
+                batches=ring if newest else state.ring,
+                loss_fn=loss_fn,
+                key=key_consolidate,
             )
             pairs = zip(jax.tree.leaves(kept), jax.tree.leaves(params), strict=True)
             if any(new is not old for new, old in pairs):
                 raise InputError(
-                    f"periodically({part.name}): its consolidate changes the params, which only a "
-                    "task boundary allows; put the part into the chain without periodically."
+                    f"{call}({part.name}): its consolidate changes the params, which only a "
+                    f"task boundary allows; put the part into the chain without {call}."
                 )
             return inner
 
-        due = (step + 1) % every == 0
-        return updates, Periodic(jax.lax.cond(due, consolidate, lambda own: own, inner), ring)
+        inner = jax.lax.cond(due(batch, step), consolidate, lambda own: own, inner)
+        return updates, Periodic(inner, ring)
 
     return part._replace(
         init=init,
@@ -337,7 +373,7 @@ def periodically(part: Strategy, *, every: int, batches: int = 8) -> Strategy:
         loss=loss,
         update=update,
         consolidate=_same_state,
-        name=f"periodically({part.name})",
+        name=f"{call}({part.name})",
     )
 
 

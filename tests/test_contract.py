@@ -23,6 +23,27 @@ from jcl.sharding import Placement
 GOLDEN = Path(__file__).parent / "golden" / "contract.json"
 ADAMW = optax.adamw(1e-2)
 
+
+def alarming(part):
+    """The part, told of an alarm before every batch whose first number is positive."""
+    part = jcl.lift(part)
+
+    def told(batch):
+        alarm = batch["inputs"][0, 0] > 0
+        return {**batch, "drift": jnp.full(batch["inputs"].shape[0], alarm, jnp.int32)}
+
+    def init(params, *, batch, aux):
+        return part.init(params, batch=told(batch), aux=aux)
+
+    def loss(state, params, *, batch, **rest):
+        return part.loss(state, params, batch=told(batch), **rest)
+
+    def update(updates, state, params, *, batch, **extra):
+        return part.update(updates, state, params, batch=told(batch), **extra)
+
+    return part._replace(init=init, loss=loss, update=update)
+
+
 # name: strength -> the parts of a chain
 TABLE = {
     "naive": lambda strength: [ADAMW],
@@ -175,6 +196,17 @@ TABLE = {
         jcl.progressive_prompts(tasks=3),
         jcl.freeze("*", but="prompt"),
     ],
+    "boost": lambda strength: [ADAMW, alarming(jcl.boost(1 + 4 * strength, half_life=2.0))],
+    "reweighted replay": lambda strength: [
+        alarming(
+            jcl.reweighted(jcl.replay(capacity=24, size=8, strength=strength), 3.0, half_life=2.0)
+        ),
+        ADAMW,
+    ],
+    "on drift ewc": lambda strength: [alarming(jcl.on_drift(jcl.ewc(strength), batches=2)), ADAMW],
+    "restarting": lambda _: [
+        alarming(jcl.restarting(optax.adamw, optax.exponential_decay(1e-2, 2, 0.5)))
+    ],
 }
 # Rows whose method wants a model of its own: (loss_fn, params of a seed).
 MODELS = {
@@ -187,7 +219,7 @@ WITHOUT_STRENGTH = {
     "naive", "agem", "agem at the step", "only agem", "gem", "gdumb", "freeze all but", "separate",
     "separate heads", "packnet", "packnet, retrained", "nearest class mean", "slda",
     "slda replay", "seen classes", "olora", "progressive prompts", "la_maml",
-    "only la_maml, second order", "mer",
+    "only la_maml, second order", "mer", "restarting",
 }  # fmt: skip
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length

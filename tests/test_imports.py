@@ -24,6 +24,8 @@ ALLOWED = {
     "learner": {"core"},
     "losses": set(),
     "metrics": set(),
+    "drift": set(),
+    "prequential": set(),
     "probes": set(),
     "models": {"models", "paths"},
     "data": {"data"},
@@ -57,8 +59,8 @@ ALLOWED = {
         "online", "page", "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
-        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "online",
-        "probes", "stopping", "strategies",
+        "core", "data", "drift", "experiment", "learner", "losses", "memory", "meta", "models",
+        "online", "probes", "stopping", "strategies",
     },
 }  # fmt: skip
 

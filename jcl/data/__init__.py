@@ -6,6 +6,7 @@ from jcl.data.augmentation import augmented
 from jcl.data.characters import Characters, quarter_turns
 from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
+from jcl.data.drifting import DriftStream, drifting
 from jcl.data.episodes import ClassSplit, Episodes, class_tasks, split_classes
 from jcl.data.glyphs import glyphs
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
@@ -45,6 +46,7 @@ __all__ = [
     "Chosen",
     "ClassSplit",
     "Concatenated",
+    "DriftStream",
     "Episodes",
     "Example",
     "Images",
@@ -69,6 +71,7 @@ __all__ = [
     "clinc150",
     "cumulative",
     "domains",
+    "drifting",
     "encoded",
     "evaluation_batches",
     "fuzzy",

@@ -2,6 +2,7 @@
 
 from jcl.strategies.agem import agem
 from jcl.strategies.anchored import l1, l2
+from jcl.strategies.boost import boost
 from jcl.strategies.der import der
 from jcl.strategies.ewc import ewc
 from jcl.strategies.feature_distillation import feature_distillation
@@ -16,9 +17,12 @@ from jcl.strategies.mer import mer
 from jcl.strategies.mir import mir
 from jcl.strategies.nearest_class_mean import nearest_class_mean
 from jcl.strategies.olora import olora
+from jcl.strategies.on_drift import on_drift
 from jcl.strategies.packnet import packnet
 from jcl.strategies.progressive_prompts import progressive_prompts
 from jcl.strategies.replay import replay
+from jcl.strategies.restarting import restarting
+from jcl.strategies.reweighted import reweighted
 from jcl.strategies.rwalk import rwalk
 from jcl.strategies.seen_classes import seen_classes
 from jcl.strategies.separate import separate
@@ -29,6 +33,7 @@ from jcl.strategies.slda_replay import slda_replay
 
 __all__ = [
     "agem",
+    "boost",
     "der",
     "ewc",
     "feature_distillation",
@@ -45,9 +50,12 @@ __all__ = [
     "mir",
     "nearest_class_mean",
     "olora",
+    "on_drift",
     "packnet",
     "progressive_prompts",
     "replay",
+    "restarting",
+    "reweighted",
     "rwalk",
     "seen_classes",
     "separate",
