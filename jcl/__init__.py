@@ -1,7 +1,7 @@
 """jcl: continual and online learning for language models in JAX."""
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
-from jcl import data, losses, memory, meta, models, probes
+from jcl import data, losses, memory, meta, models, probes, space
 from jcl.core import (
     Strategy,
     chain,
@@ -101,6 +101,7 @@ __all__ = [
     "skip_nonfinite",
     "slda",
     "slda_replay",
+    "space",
     "start_task",
     "strategy",
 ]

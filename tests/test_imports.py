@@ -44,17 +44,24 @@ ALLOWED = {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
     "survivors": {"grid"},
+    "space": set(),
+    "study": {"space"},
+    "study_report": {"folder", "space"},
+    "search": {
+        "data", "experiment", "folder", "grid", "program", "run", "space", "study", "study_report",
+    },
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
         "progress", "report", "sharding", "stopping", "survivors", "tracking",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "page", "plan", "report", "run", "sharding", "stopping", "strategies",
+        "page", "plan", "report", "run", "search", "sharding", "space", "stopping", "strategies",
+        "study_report",
     },
     "__init__": {
         "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
-        "stopping", "strategies",
+        "space", "stopping", "strategies",
     },
 }  # fmt: skip
 
