@@ -51,6 +51,8 @@ under runs/<config>/search/<study>; study.md has all of them, a picture, and the
 best on the real tests. Stopped or killed, the same command goes on; given in several terminals or on
 several machines with one --storage, they share the work.
 """
+
+
 @dataclasses.dataclass(frozen=True)
 class RunOptions:
     """How to run.
@@ -330,14 +332,13 @@ def _search(arguments: list[str]) -> None:
     from jcl.study_report import show
 
     numbers = any(each.number for each in spaces.values())
-    population, alone = options.pop("population"), 1
-    if population == "auto" and numbers:  # before JAX is asked, which fixes its devices
-        alone = POPULATION if suits_population(module.build(parsed.config)) else 1
-    elif population != "auto":
-        alone = population
-    _set_cpu_devices(options.pop("cpu_devices"), alone, None, 1)
+    population = on_cpu = options.pop("population")
+    if population == "auto":  # before JAX is asked, which fixes its devices
+        suits = numbers and suits_population(module.build(parsed.config))
+        on_cpu = POPULATION if suits else 1
+    _set_cpu_devices(options.pop("cpu_devices"), on_cpu, None, 1)
     if population == "auto":
-        population = POPULATION if numbers and jax.default_backend() != "cpu" else alone
+        population = POPULATION if numbers and jax.default_backend() != "cpu" else on_cpu
     console = _console()
     found, place = search(
         module.build,

@@ -160,7 +160,8 @@ def search(
     while True:
         with opened.next(trials) as group:
             if group is None:
-                return written(), place
+                study_report.picture(place, report := written())
+                return report, place
             failed = trainer.train(group)
             report = written()
             shutil.rmtree(place / group.label / "checkpoints", ignore_errors=True)

@@ -99,9 +99,8 @@ def changed(config: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, report: Mapping[str, Any]) -> None:
-    """Writes study.md, study.png and, last and whole, study.json."""
+    """Writes study.md and, last and whole, study.json."""
     (folder / "study.md").write_text(_markdown(report))
-    _picture(folder / "study.png", report)
     write_json(folder / "study.json", report)
 
 
@@ -185,8 +184,8 @@ def _markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _picture(path: Path, report: Mapping[str, Any]) -> None:
-    """The values by trial with the best so far, and by every field."""
+def picture(folder: Path, report: Mapping[str, Any]) -> None:
+    """Draws study.png: the values by trial with the best so far, and by every field."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -217,5 +216,5 @@ def _picture(path: Path, report: Mapping[str, Any]) -> None:
         if report["space"][field].endswith(":log"):
             axes.set_xscale("log")
     figure.suptitle(_title(report), fontsize=10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(folder / "study.png", dpi=110)
     pyplot.close(figure)

@@ -13,7 +13,7 @@ import pytest
 
 import jcl
 from jcl import InputError, space
-from jcl.__main__ import load_config, main
+from jcl.__main__ import SEARCH, load_config, main
 
 pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
@@ -453,3 +453,17 @@ def test_without_the_extra_it_is_named(monkeypatch, module, tmp_path):
     with pytest.raises(InputError, match=re.escape('pip install "jcl[search]"')):
         searched(module, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_example_of_the_help(tmp_path, capsys):
+    (line,) = [line for line in SEARCH.splitlines() if line.startswith("  jcl search ")]
+    words = shlex.split(line)[1:]
+    words[1] = str(HERE.parent / words[1])
+    words[words.index("--trials") + 1] = "1"
+    small = "--steps 2 --layers 1 --width 8 --heads 1 --length 16 --boundary-batches 1"
+    assert main([*words, *small.split(), "--out", str(tmp_path)]) == 0
+    assert "Protocol offline" in capsys.readouterr().out
+    report = json.loads((tmp_path / "offline" / "study.json").read_text())
+    assert (report["population"], report["higher_is_better"]) == (1, False)  # steps of matmuls
+    assert 1e-4 <= report["trials"][0]["params"]["learning_rate"] <= 1e-2
+    assert "--method replay" in report["command"]
