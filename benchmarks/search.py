@@ -3,12 +3,13 @@
 Command:  python benchmarks/search.py [--trials 16] [--population 8] [--repeats 3] [--out FILE.json]
               [--only naive si gpt2]  (--tiny: to see that it runs)
 
-Every measurement is a search of its own in a process of its own, from its start to its end: what it
-compiles, and what it writes, is in the time. Both kinds are run in turn, `repeats` times, with the
-same trials asked for, no pruning, and the spaces below; medians. The MLP configs are class-incremental
-Split MNIST, one epoch, if JCL_DATA has MNIST, else as many made-up images. The small GPT-2 of the
-quickstart, with few steps, is there to see where a population does not pay: `--population auto` runs
-it one by one. The exit status is 1 if a ratio of an MLP config is below 1.5. Run it on an idle machine.
+Every measurement is a search of its own in a process of its own, from its start to its end: what
+it compiles, and what it writes, is in the time. Both kinds are run in turn, `repeats` times, with
+the same trials asked for, no pruning, and the spaces below; medians. The MLP configs are
+class-incremental Split MNIST, one epoch, if JCL_DATA has MNIST, else as many made-up images. The
+small GPT-2 of the quickstart, with few steps, is there to see where a population does not pay:
+`--population auto` runs it one by one. The exit status is 1 if a ratio of an MLP config is below
+1.5. Run it on an idle machine.
 """
 
 import argparse

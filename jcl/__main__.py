@@ -37,8 +37,8 @@ USAGE = """jcl: continual and online learning for language models
   jcl export RUN FOLDER [--lora merged|adapter] [--seed N]     a run's model, for Hugging Face
   jcl list [FOLDER]                                                         what there is to use
 
-jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen, jcl search
---help how settings are.
+jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen,
+jcl search --help how a config's fields are.
 """
 
 
@@ -47,9 +47,9 @@ SEARCH = """Chooses fields of a config by validation; no test set takes part.
   jcl search configs/quickstart.py --method replay --space learning_rate=1e-4..1e-2:log --trials 16
 
 A fifth of every training part is held out, and takes the place of the tests. Every trial is a run
-under runs/<config>/search/<study>; study.md has all of them, a picture, and the command that runs the
-best on the real tests. Stopped or killed, the same command goes on; given in several terminals or on
-several machines with one --storage, they share the work.
+under runs/<config>/search/<study>; its study.md has all of them, a picture, and the command that
+runs the best on the real tests. Stopped or killed, the same command goes on; given in several
+terminals or on several machines with one --storage, they share the work.
 """
 
 
@@ -296,8 +296,8 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
     fields = {field.name for field in dataclasses.fields(module.Config)}
     if taken := sorted(fields & {field.name for field in dataclasses.fields(options)}):
         raise InputError(
-            f"{path}: Config has a field {taken[0]!r}, which is an option of `jcl {command}`: give it "
-            "another name."
+            f"{path}: Config has a field {taken[0]!r}, which is an option of `jcl {command}`: give "
+            "it another name."
         )
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(

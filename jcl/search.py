@@ -202,9 +202,7 @@ class _Trainer:
             if not (several and field in self._together)
         }
         config = dataclasses.replace(self._config, **apart)
-        settings = [
-            {field: params[field] for field in self._together} for params in group.params
-        ]
+        settings = [{field: params[field] for field in self._together} for params in group.params]
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=".*has diverged")

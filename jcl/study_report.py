@@ -16,8 +16,8 @@ from jcl.space import Space
 SCHEMA = 1
 SHOWN = 10  # trials on the terminal
 _PROTOCOLS = {
-    "offline": "chosen by validation over the whole stream, all {tasks} tasks of it, which a learner "
-    "that meets the stream for the first time does not have",
+    "offline": "chosen by validation over the whole stream, all {tasks} tasks of it, which a "
+    "learner that meets the stream for the first time does not have",
     "first_tasks": "chosen by validation on the first {tasks} tasks alone, and to be held for the "
     "rest",
 }
