@@ -20,7 +20,7 @@ from rich.console import Console
 
 from jcl import checks, data, folder, study_report
 from jcl.errors import Diverged, InputError
-from jcl.experiment import Experiment
+from jcl.experiment import Experiment, check
 from jcl.grid import Replica
 from jcl.program import Program
 from jcl.run import Position, run
@@ -125,7 +125,10 @@ def search(
         "seed": seed,
     }
     if not (place / "study.json").exists():
-        _check(validated, config, spaces, together if population > 1 else [])
+        if population > 1:
+            _check(validated, config, spaces, together, population)
+        else:
+            check(first)
     _make(place)
     opened = Study(
         name,
@@ -299,15 +302,15 @@ def _check(
     config: Any,
     spaces: Mapping[str, Space],
     together: Sequence[str],
+    population: int,
 ) -> None:
     """Traces the program of a population on shapes, before anything is written.
 
     Raises:
         InputError: it cannot be.
     """
-    ends = [{field: _ends(spaces[field])[end] for field in together} for end in range(2)]
     replicas = []
-    for setting in ends if together else ends[:1]:
+    for setting in [{field: _ends(spaces[field])[end] for field in together} for end in (0, 1)]:
         own = dataclasses.replace(config, **setting)
 
         def remake(values: Mapping[str, Any], own: Any = own) -> Experiment:
@@ -315,10 +318,8 @@ def _check(
 
         replicas.append(Replica(validated(own), setting, remake))
     try:
-        Program(replicas, sharing="map" if together else "auto")
+        Program([replicas[number % 2] for number in range(population)])
     except InputError as error:
-        if not together:
-            raise
         raise InputError(f"{error} Or search one by one: --population 1.") from error
 
 

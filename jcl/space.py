@@ -14,6 +14,7 @@ import numpy as np
 
 from jcl.errors import InputError
 
+_LARGEST = float(np.finfo(np.float32).max)
 _EXAMPLES = "rate=1e-4..1e-2:log, layers=2..6 or method=naive,replay"
 
 
@@ -134,7 +135,7 @@ def _range(call: str, low: Any, high: Any, *, log: bool = False) -> Space:
     for name, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{call}({name}={value!r}): a number.")
-    if not low < high or max(abs(low), abs(high)) > np.finfo(np.float32).max:
+    if not low < high or max(abs(low), abs(high)) > _LARGEST:
         raise InputError(f"{call}({low}, {high}): two numbers of 32 bits, the lower one first.")
     if log and low <= 0:
         raise InputError(f"{call}({low}, {high}): a logarithm is of numbers above 0.")

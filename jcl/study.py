@@ -191,7 +191,8 @@ class Study:
     def _filled(self, label: str, lock: int) -> Group:
         """The group, with new trials until it has its size."""
         optuna, group = self._optuna, self._of(label)
-        with _quiet():
+        with _quiet(), contextlib.ExitStack() as stack:
+            stack.callback(os.close, lock)
             copy = optuna.create_study(direction=self._direction)
             copy.add_trials([self._seen(trial) for trial in self.trials])
             shared = self._shared(group[0]) if group else {}
@@ -213,6 +214,7 @@ class Study:
                         user_attrs={"folder": label, "place": self._place},
                     )
                 )
+            stack.pop_all()
         return Group(label, self._of(label), lock)
 
     def _of(self, label: str) -> list[Any]:

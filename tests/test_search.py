@@ -153,11 +153,11 @@ def test_killed_it_goes_on_as_if_nothing_had_happened(found, module, tmp_path, m
 
 def test_one_by_one_with_fields_that_decide_the_structure(module, tmp_path):
     report, place = searched(
-        module, tmp_path, ["method", "width"], population=1, trials=4, first_tasks=2, pruner="none"
+        module, tmp_path, ["method", "width"], population=1, trials=3, first_tasks=2, pruner="none"
     )
     assert report["protocol"] == {"name": "first_tasks", "tasks": 2}
     assert place.name == "first_2_tasks"
-    assert [trial["run"] for trial in report["trials"]] == ["0000", "0001", "0002", "0003"]
+    assert [trial["run"] for trial in report["trials"]] == ["0000", "0001", "0002"]
     for trial in report["trials"]:
         if trial["params"] == {"method": "l2", "width": 5}:
             assert (trial["state"], trial["reason"]) == ("failed", "l2 is not for a width of 5.")
@@ -173,7 +173,7 @@ def test_one_by_one_with_fields_that_decide_the_structure(module, tmp_path):
     # It is done: the same command trains nothing.
     before = (place / "study.json").read_bytes()
     again, _ = searched(
-        module, tmp_path, ["method", "width"], population=1, trials=4, first_tasks=2, pruner="none"
+        module, tmp_path, ["method", "width"], population=1, trials=3, first_tasks=2, pruner="none"
     )
     assert again == report
     assert (place / "study.json").read_bytes() == before
@@ -228,9 +228,8 @@ def take(study, trials=8, value=lambda params: -abs(np.log10(params["rate"]) + 2
         return group
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite:///{}/study.db"])
-def test_a_study_goes_on_where_it_stood(storage, tmp_path):
-    whole = studied(tmp_path / "whole", storage and storage.format(tmp_path))
+def test_a_study_goes_on_where_it_stood(tmp_path):
+    whole = studied(tmp_path / "whole")
     groups = []
     while group := take(whole, trials=32):
         groups.append(group.params)
@@ -242,7 +241,13 @@ def test_a_study_goes_on_where_it_stood(storage, tmp_path):
     assert parts == groups[:8]
     assert take(studied(tmp_path / "parts"), trials=16) is None
     away = [abs(np.log10(params["rate"]) + 2) for group in groups for params in group]
-    assert np.median(away[-12:]) < np.median(away[:10])  # it has learned
+    assert np.median(away[-12:]) < 0.7  # it has learned: by chance it would be 1
+
+
+def test_a_database_gives_the_same_study_as_a_journal(tmp_path):
+    expected = [take(studied(tmp_path / "journal")).params for _ in range(2)]
+    database = f"sqlite:///{tmp_path}/study.db"
+    assert [take(studied(tmp_path / "database", database)).params for _ in range(2)] == expected
 
 
 def test_nobody_trains_what_another_does(tmp_path):
@@ -281,7 +286,7 @@ def test_pruners_give_up_what_is_worse(pruner, given_up, tmp_path):
             (number,) = group.numbers
             study.report(group, number, 1, value)
             study.report(group, number, 1, 0.0)  # again changes nothing
-            assert pruner == "halving" or not study.hopeless(group, number)
+            assert not study.hopeless(group, number)
             study.tell(group, number, "finished", value)
     with study.next(9) as group:
         (number,) = group.numbers
@@ -397,7 +402,7 @@ def test_held_out_examples_are_of_the_training_part(module):
         assert list(map(len, jcl.data.held_out(stages(stream), 0.2).stages)) == lengths
     with pytest.raises(InputError, match="made of more than the train parts of its tasks"):
         jcl.data.held_out(jcl.data.blurry(stream, 0.1), 0.2)
-    with pytest.raises(InputError, match="too few examples to hold 0.01 of them out"):
+    with pytest.raises(InputError, match="too few to hold 0.01 of them out"):
         jcl.data.held_out(stream, 0.01)
 
 
@@ -423,7 +428,7 @@ def test_what_a_task_shares_comes_along():
 
 
 def test_the_command(tmp_path, capsys, monkeypatch):
-    flags = ["--space", "rate=1e-3..1e-1:log", "--trials", "2", "--out", str(tmp_path / "search")]
+    flags = ["--space", "rate=1e-3..1e-1:log", "--trials", "1", "--out", str(tmp_path / "search")]
     assert main(["search", str(CONFIG), "--strength", "0.5", "--population", "1", *flags]) == 0
     told = capsys.readouterr().out
     report = json.loads((tmp_path / "search" / "offline" / "study.json").read_text())
@@ -454,6 +459,7 @@ def test_without_the_extra_it_is_named(monkeypatch, module, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_example_of_the_help(tmp_path, capsys):
     (line,) = [line for line in SEARCH.splitlines() if line.startswith("  jcl search ")]
     words = shlex.split(line)[1:]

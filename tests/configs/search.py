@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -54,7 +53,7 @@ def perceptron(width):
         }
 
     def apply(params, inputs, key=None):
-        return jnp.tanh(inputs @ params["body"]) @ params["head"]
+        return jax.nn.relu(inputs @ params["body"]) @ params["head"]
 
     return jcl.models.Model(init, apply, None)
 
