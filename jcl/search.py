@@ -248,7 +248,9 @@ class _Trainer:
                 self._study.tell(group, number, "diverged", diverged=_where(gone[number]))
             if number in group.going and len(position.matrix) == position.stage + 1:
                 for stage in range(1, position.stage + 1):
-                    values = position.matrix[stage][index][:stage]
+                    values = [
+                        each for each in position.matrix[stage][index][:stage] if each is not None
+                    ]
                     self._study.report(group, number, stage, sum(values) / len(values))
         for number in list(group.going):
             if position.stage and self._study.hopeless(group, number):

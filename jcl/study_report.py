@@ -123,8 +123,8 @@ def show(report: Mapping[str, Any], console: Console) -> None:
 def _state(trial: Any) -> str:
     if "diverged" in trial.user_attrs:
         return "diverged"
-    names = {"complete": "finished", "fail": "failed"}
-    return names.get(trial.state.name.lower(), trial.state.name.lower())
+    name = str(trial.state.name).lower()
+    return {"complete": "finished", "fail": "failed"}.get(name, name)
 
 
 def _title(report: Mapping[str, Any]) -> str:

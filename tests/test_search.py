@@ -48,9 +48,23 @@ def searched(module, out, texts=TOGETHER, config=None, **options):
 
 
 @pytest.fixture(scope="module")
-def found(module, tmp_path_factory):
+def made():
+    """The programs of `found`, by how many replicas they have."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def found(module, made, tmp_path_factory):
     """Two populations of four."""
-    return searched(module, tmp_path_factory.mktemp("search"))
+
+    class Counted(searching.Program):
+        def __init__(self, replicas, *arguments, **options):
+            made.append(len(replicas))
+            super().__init__(replicas, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(searching, "Program", Counted)
+        return searched(module, tmp_path_factory.mktemp("search"))
 
 
 def test_what_a_search_leaves(found):
@@ -86,8 +100,9 @@ def test_what_a_search_leaves(found):
     assert page.count("| diverged |") == sum(trial["state"] == "diverged" for trial in trials)
 
 
-def test_the_second_population_compiles_nothing(found):
+def test_the_second_population_compiles_nothing(found, made):
     _, place = found
+    assert made == [4, 4]  # the check of the shapes, and one for both populations
     for label in ("0000", "0004"):  # the counts are of the program, which has served both
         of_run = json.loads((place / label / "report.json").read_text())
         assert of_run["traces"] == {"step": 1, "consolidate": 1, "evaluate": 1}
