@@ -81,6 +81,7 @@ OTHERS = {
             "fuzzy",
             "labelled",
             "encoded",
+            "held_out",
             "permuted",
             "rotated",
             "split",

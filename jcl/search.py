@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
+from jax.core import Tracer
 from rich.console import Console
 
 from jcl import checks, data, folder, study_report
@@ -242,10 +242,9 @@ class _Trainer:
 
     def _watch(self, group: Group, position: Position) -> None:
         """After every stage: which trials go on."""
-        gone = dict(zip(group.numbers, position.diverged, strict=True))
-        for index, number in enumerate(group.numbers):
-            if number in group.going and gone[number] is not None:
-                self._study.tell(group, number, "diverged", diverged=_where(gone[number]))
+        for index, (number, gone) in enumerate(zip(group.numbers, position.diverged, strict=True)):
+            if number in group.going and gone is not None:
+                self._study.tell(group, number, "diverged", diverged=_where(gone))
             if number in group.going and len(position.matrix) == position.stage + 1:
                 for stage in range(1, position.stage + 1):
                     values = [
@@ -290,7 +289,7 @@ def _validated(
             f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
         )
     fields = [getattr(config, field.name) for field in dataclasses.fields(config)]
-    if any(isinstance(value, jax.core.Tracer) for value in fields):
+    if any(isinstance(value, Tracer) for value in fields):
         return experiment  # inside a trace, which reads no data
     stream = data.held_out(experiment.stream, SHARE, seed=seed, tasks=first_tasks)
     steps = experiment.steps

@@ -274,12 +274,10 @@ def imported() -> Any:
 
 
 def _storage(text: str) -> Any:
-    import optuna
+    from optuna.storages import JournalStorage, RDBStorage
+    from optuna.storages.journal import JournalFileBackend
 
-    if "://" in text:
-        return optuna.storages.RDBStorage(text)
-    backend = optuna.storages.journal.JournalFileBackend(text)
-    return optuna.storages.JournalStorage(backend)
+    return RDBStorage(text) if "://" in text else JournalStorage(JournalFileBackend(text))
 
 
 def _pruner(name: str) -> Any:
