@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-fast check parity claims reproduce text text-costs meta bench bench-attention \
-	bench-checkpoints bench-generation bench-meta bench-models bench-strategies scaling clean
+.PHONY: demo test test-all test-fast check parity claims reproduce text text-costs meta bench \
+	bench-attention bench-checkpoints bench-generation bench-meta bench-models bench-search \
+	bench-strategies scaling clean
 
 demo: .venv/demo
 	$(BIN)/jcl run configs/quickstart.py --method naive
@@ -85,6 +86,9 @@ bench-generation: .venv/bench
 
 bench-models: .venv/bench
 	$(BIN)/python benchmarks/models.py
+
+bench-search: .venv/bench
+	$(BIN)/python benchmarks/search.py
 
 bench-strategies: .venv/bench .venv-avalanche/made
 	$(BIN)/python benchmarks/strategies.py

@@ -82,6 +82,7 @@ OTHERS = {
             "drifting",
             "labelled",
             "encoded",
+            "held_out",
             "permuted",
             "rotated",
             "split",

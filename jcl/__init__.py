@@ -1,7 +1,7 @@
 """jcl: continual and online learning for language models in JAX."""
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
-from jcl import data, drift, losses, memory, meta, models, online, probes
+from jcl import data, drift, losses, memory, meta, models, online, probes, space
 from jcl.core import (
     Strategy,
     chain,
@@ -111,6 +111,7 @@ __all__ = [
     "skip_nonfinite",
     "slda",
     "slda_replay",
+    "space",
     "start_task",
     "strategy",
 ]

@@ -1,4 +1,4 @@
-"""The command line: jcl run, online, plan, generate, report, memory, export, list."""
+"""The command line: jcl run, online, search, plan, generate, report, memory, export, list."""
 
 import ast
 import dataclasses
@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jcl import checks, grid, hosts, sharding, stopping
+from jcl import checks, grid, hosts, sharding, space, stopping
 from jcl.allocator import one_arena
 from jcl.errors import InputError, Stopped
 
@@ -29,6 +29,8 @@ USAGE = """jcl: continual and online learning for language models
                     [--track tensorboard|wandb|mlflow]   metrics for a tracker as well
                     [--coordinator HOST:PORT --processes N --process K]   on every host
   jcl online CONFIG.py --input - [--delay N] [--follow] [...]       predict each line, then learn
+  jcl search CONFIG.py [--space FIELD=LOW..HIGH ...] [--trials N]   choose a config's fields
+                    [--first-tasks K] [--population auto|N] [--storage journal|URL] [...]
   jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...] [--html FILE.html]               runs side by side, or as a page
@@ -37,7 +39,18 @@ USAGE = """jcl: continual and online learning for language models
   jcl list [FOLDER]                                                         what there is to use
 
 jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen,
-jcl online --help what a line is.
+jcl online --help what a line is, jcl search --help how a config's fields are.
+"""
+
+
+SEARCH = """Chooses fields of a config by validation; no test set takes part.
+
+  jcl search configs/quickstart.py --method replay --space learning_rate=1e-4..1e-2:log --trials 16
+
+A fifth of every training part is held out, and takes the place of the tests. Every trial is a run
+under runs/<config>/search/<study>; its study.md has all of them, a picture, and the command that
+runs the best on the real tests. Stopped or killed, the same command goes on; given in several
+terminals or on several machines with one --storage, they share the work.
 """
 
 
@@ -90,6 +103,46 @@ class RunOptions:
 
 
 @dataclasses.dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        space: a field of the config and what it may be: a range, learning_rate=1e-4..1e-2:log or
+            layers=2..6 (both ends included), or values, method=naive,replay; the name alone of a
+            field that the config annotates (jcl.space) or whose values its type names. May be given
+            several times; without any, all annotated fields are searched.
+        trials: of the whole study, rounded up to whole populations; more of them go on with it.
+        population: trials trained together in one program, whose fields differ in fractional
+            numbers alone; the other fields they share. 1 trains one after the other. auto is 8, on
+            a CPU only for a config with device_data, whose steps are that small.
+        first_tasks: choose by the first so many tasks alone, the protocol first_tasks, as one has
+            to who does not know what comes. Without it by the whole stream: the protocol offline.
+        pruner: what gives a trial up after a task: median, where its average so far is worse than
+            the median of those before it; halving, where it is not in the better half after 1, 2,
+            4, ... tasks; or none.
+        study: its name, and that of its folder; by default that of the protocol.
+        storage: where the trials are kept: the path of a journal, or the URL of a database, such as
+            sqlite:///study.db. Several machines that give the same one share the study; by default
+            journal.log in the study's folder.
+        out: the folder of the studies; by default runs/<config>/search.
+        save_minutes: minutes between checkpoints inside a task.
+        cpu_devices: devices that a CPU passes for, over which a population is dealt out; by default
+            enough to occupy every core.
+    """
+
+    space: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    trials: int = 32
+    population: Literal["auto"] | int = "auto"
+    first_tasks: int | None = None
+    pruner: Literal["median", "halving", "none"] = "median"
+    study: str | None = None
+    storage: str | None = None
+    out: Path | None = None
+    save_minutes: float = 5.0
+    cpu_devices: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class PlanOptions:
     """Where to.
 
@@ -135,6 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     commands = {
         "run": _run,
         "online": _online,
+        "search": _search,
         "plan": _plan,
         "generate": _generate,
         "report": _report,
@@ -250,11 +304,11 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
     """The config's file and module, and its Config and the command's options as they were given."""
     path, rest = Path(arguments[0]), arguments[1:]
     module = load_config(path)
-    taken = {field.name for field in dataclasses.fields(options)}
-    if both := taken & {field.name for field in dataclasses.fields(module.Config)}:
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    if taken := sorted(fields & {field.name for field in dataclasses.fields(options)}):
         raise InputError(
-            f"{path}: Config has {', '.join(sorted(both))}, which `jcl {command}` has as an "
-            "option: give it another name."
+            f"{path}: Config has a field {taken[0]!r}, which is an option of `jcl {command}`: give "
+            "it another name."
         )
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(
@@ -264,6 +318,50 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
     description = (module.__doc__ or "").strip()
     given = tyro.cli(combined, args=rest, prog=f"jcl {command} {path}", description=description)
     return path, module, given
+
+
+@stopping.at_once()
+def _search(arguments: list[str]) -> None:
+    if arguments[:1] in (["-h"], ["--help"]):
+        tyro.cli(
+            SearchOptions,
+            args=["--help"],
+            prog="jcl search CONFIG.py [--field value ...]",
+            description=SEARCH,
+        )
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "name a config file first: jcl search configs/quickstart.py --space "
+            "learning_rate=1e-4..1e-2:log"
+        )
+    one_arena()
+    path, module, parsed = _parsed("search", arguments, SearchOptions)
+    options = dataclasses.asdict(parsed.options)
+    spaces = space.read(module.Config, options.pop("space"))
+
+    from jcl.search import POPULATION, search, suits_population
+    from jcl.study_report import show
+
+    numbers = any(each.number for each in spaces.values())
+    population = on_cpu = options.pop("population")
+    if population == "auto":  # before JAX is asked, which fixes its devices
+        suits = numbers and suits_population(module.build(parsed.config))
+        on_cpu = POPULATION if suits else 1
+    _set_cpu_devices(options.pop("cpu_devices"), on_cpu, None, 1)
+    if population == "auto":
+        population = POPULATION if numbers and jax.default_backend() != "cpu" else on_cpu
+    console = _console()
+    found, place = search(
+        module.build,
+        parsed.config,
+        spaces,
+        config_file=path,
+        population=population,
+        console=console,
+        **options,
+    )
+    show(found, console)
+    console.print(f"{place}: study.json, study.md, study.png", soft_wrap=True)
 
 
 def _plan(arguments: list[str]) -> None:

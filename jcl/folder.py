@@ -60,7 +60,7 @@ def describe(
     known: dict[str, Any],
     mesh: str | None = None,
     replicas: str | None = None,
-    grid: Mapping[str, Sequence[float]] | None = None,
+    grid: Mapping[str, Sequence[float]] | Sequence[Mapping[str, float]] | None = None,
     start: Sequence[str | None] = (),
 ) -> dict[str, Any]:
     """What config.json holds: the identity of the run, the machine that began it, and what is
@@ -365,7 +365,9 @@ def check_no_grid(folder: Path, description: Mapping[str, Any]) -> None:
         InputError: it is one.
     """
     if description.get("grid"):
-        fields = " and ".join(f"--{field.replace('_', '-')}" for field in description["grid"])
+        grid = description["grid"]
+        names = grid if isinstance(grid, dict) else grid[0]
+        fields = " and ".join(f"--{field.replace('_', '-')}" for field in names)
         raise InputError(
             f"{folder} holds a grid of settings: choose one by `jcl report {folder}`, run it by "
             f"itself with its {fields}, and name that run's folder."

@@ -15,7 +15,8 @@ from jcl.errors import InputError
 from jcl.experiment import Experiment
 
 Setting = Mapping[str, float]  # of fields of a config
-Grid = Mapping[str, Sequence[float]]
+# The values of every field, of which all combinations are meant, or the settings themselves.
+Grid = Mapping[str, Sequence[float]] | Sequence[Setting]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +71,14 @@ def read(config: type, texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
 
 
 def settings(grid: Grid | None) -> list[dict[str, float]]:
-    """Every combination of the grid's values, the last field's changing first; [{}] without one.
+    """Every combination of the grid's values, the last field's changing first, or the settings
+    that it names; [{}] without one.
 
     >>> settings({"rate": (0.1, 0.2), "strength": (1.0,)})
     [{'rate': 0.1, 'strength': 1.0}, {'rate': 0.2, 'strength': 1.0}]
     """
-    grid = grid or {}
+    if not isinstance(grid, Mapping):
+        return [dict(setting) for setting in grid or [{}]]
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 

@@ -198,9 +198,33 @@ class Program:
         Raises:
             InputError: it begins with a memory that does not fit, or whose file is not there.
         """
-        state = jax.jit(self._initial, out_shardings=self._placement.state(self.abstract))()
+        place = self._placement.state(self.abstract)
+        # Behind a function of its own: after `turn_to` that of the settings before would be found.
+        state = jax.jit(lambda: self._initial(), out_shardings=place)()
+        if _kinds(state) != _kinds(self.abstract):
+            raise _apart(self.replicas[0], self.replicas[-1], "the shapes of the learner's state")
         check_memories(self.experiments[0], state.strategy)
         return state
+
+    def turn_to(self, replicas: Sequence[Replica]) -> None:
+        """Takes other values of the same settings; nothing but the first state is compiled anew.
+
+        Args:
+            replicas: as many as before, of the same config but for those values.
+
+        Raises:
+            InputError: they are other, or cannot share the program.
+        """
+        if len(replicas) != len(self.replicas) or any(
+            each.setting.keys() != self._settings.keys() for each in replicas
+        ):
+            raise InputError("a program takes other values of its own settings alone.")
+        _check_all([self.replicas[0], *replicas])
+        self.replicas, self.experiments = replicas, [each.experiment for each in replicas]
+        self._own = [self.experiments[seed] for seed in self._placement.seeds()]
+        self._tests = []
+        place = self._placement.batch(1, whole=True)
+        self._settings = jax.device_put(grid.stacked(replicas), place)
 
     def calls(self, stage: int, start: int, stop: int) -> Iterator[Call]:
         """What takes the state from one step of a stage to another."""

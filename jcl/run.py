@@ -73,6 +73,8 @@ def run(
     grid: Grid | None = None,
     track: Sequence[str] = (),
     console: Console | None = None,
+    watch: Callable[[Position], None] | None = None,
+    program_of: Callable[..., Program] = Program,
 ) -> tuple[dict[str, Any], Path]:
     """Runs an experiment to its end, from its last checkpoint if it has one.
 
@@ -91,9 +93,13 @@ def run(
         mesh: how the devices are arranged, such as "data=4,fsdp=2"; see `jcl.sharding`.
         replicas: how several replicas share the devices; see `jcl.program.Program`.
         grid: {field of the config: values}; every combination is trained with every seed, in the
-            same program.
+            same program; or the settings themselves, one {field: value} for each.
         track: trackers that get the lines of metrics.jsonl as well; see `jcl.tracking`.
         console: where progress is shown, by process 0.
+        watch: is called with the position before every stage; what it raises ends the run, which
+            has a checkpoint of that moment.
+        program_of: makes the program of the replicas, (replicas, mesh, sharing=...), such as one
+            that was compiled before.
 
     Returns:
         The report, as in report.json, and the run folder.
@@ -112,7 +118,7 @@ def run(
     checks.number("jcl run", "--save-minutes", save_minutes, "[0, inf]")
     tracking.check(track)
     with hosts.together():
-        program = Program(_build(build, config, seeds, grid), mesh, sharing=replicas)
+        program = program_of(_build(build, config, seeds, grid), mesh, sharing=replicas)
         first = program.experiments[0]
         path = Path(out) if out else Path("runs") / config_file.stem / first.name
         description = folder.describe(
@@ -141,7 +147,7 @@ def run(
             return finished, path
         try:
             trained = _train(
-                program, path, description, save_minutes, keep, track, console, stopping
+                program, path, description, save_minutes, keep, track, console, stopping, watch
             )
             return trained, path
         except jax.errors.JaxRuntimeError as error:
@@ -167,6 +173,7 @@ def _train(
     track: Sequence[str],
     console: Console,
     stopping: Stopping,
+    watch: Callable[[Position], None] | None,
 ) -> dict[str, Any]:
     experiment = program.experiments[0]
     lengths = stage_steps(experiment)
@@ -289,6 +296,8 @@ def _train(
             save(state)
         keep_freed_memory()
         for stage in range(position.stage, len(lengths)):
+            if watch is not None:
+                watch(position)
             name = stage_name(experiment, stage)
             if position.step == 0:
                 state = start_task(state, lengths[stage])

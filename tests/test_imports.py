@@ -49,6 +49,11 @@ ALLOWED = {
     "online": {
         "allocator", "checkpoint", "core", "data", "experiment", "folder", "learner", "losses",
         "memory", "online", "program", "stopping",
+    "space": set(),
+    "study": {"space"},
+    "study_report": {"folder", "space"},
+    "search": {
+        "data", "experiment", "folder", "grid", "program", "run", "space", "study", "study_report",
     },
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
@@ -61,6 +66,10 @@ ALLOWED = {
     "__init__": {
         "core", "data", "drift", "experiment", "learner", "losses", "memory", "meta", "models",
         "online", "probes", "stopping", "strategies",
+        "page", "plan", "report", "run", "search", "sharding", "space", "stopping", "strategies",
+        "study_report",
+        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
+        "space", "stopping", "strategies",
     },
 }  # fmt: skip
 
