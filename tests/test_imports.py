@@ -43,33 +43,33 @@ ALLOWED = {
     "plan": {"experiment", "grid", "hlo", "learner", "memory", "program", "sharding"},
     "program": {"data", "experiment", "grid", "learner", "memory", "sharding"},
     "answer": {
-        "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
+        "checkpoint", "core", "experiment", "folder", "learner", "memory", "models",
+        "program",
     },
     "survivors": {"grid"},
     "online": {
-        "allocator", "checkpoint", "core", "data", "experiment", "folder", "learner", "losses",
-        "memory", "online", "program", "stopping",
+        "allocator", "checkpoint", "core", "data", "experiment", "folder", "learner",
+        "losses", "memory", "online", "program", "stopping",
+    },
     "space": set(),
     "study": {"space"},
     "study_report": {"folder", "space"},
     "search": {
-        "data", "experiment", "folder", "grid", "program", "run", "space", "study", "study_report",
+        "data", "experiment", "folder", "grid", "program", "run", "space", "study",
+        "study_report",
     },
     "run": {
-        "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
-        "progress", "report", "sharding", "stopping", "survivors", "tracking",
+        "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner",
+        "program", "progress", "report", "sharding", "stopping", "survivors", "tracking",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "online", "page", "plan", "report", "run", "sharding", "stopping", "strategies",
+        "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory",
+        "models", "online", "page", "plan", "report", "run", "search", "sharding", "space",
+        "stopping", "strategies", "study_report",
     },
     "__init__": {
-        "core", "data", "drift", "experiment", "learner", "losses", "memory", "meta", "models",
-        "online", "probes", "stopping", "strategies",
-        "page", "plan", "report", "run", "search", "sharding", "space", "stopping", "strategies",
-        "study_report",
-        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
-        "space", "stopping", "strategies",
+        "core", "data", "drift", "experiment", "learner", "losses", "memory", "meta",
+        "models", "online", "probes", "space", "stopping", "strategies",
     },
 }  # fmt: skip
 
