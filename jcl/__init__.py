@@ -2,6 +2,7 @@
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
 from jcl import data, losses, memory, meta, models, probes
+from jcl.by_path import by_path
 from jcl.core import (
     Strategy,
     chain,
@@ -18,6 +19,7 @@ from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
 from jcl.meta import implicit_maml, maml, prototypes, reptile
+from jcl.schedules import exponential, restarts, step_decay
 from jcl.strategies import (
     agem,
     der,
@@ -55,11 +57,13 @@ __all__ = [
     "LearnerState",
     "Strategy",
     "agem",
+    "by_path",
     "chain",
     "cosine",
     "data",
     "der",
     "ewc",
+    "exponential",
     "feature_distillation",
     "freeze",
     "gdumb",
@@ -92,6 +96,7 @@ __all__ = [
     "prototypes",
     "replay",
     "reptile",
+    "restarts",
     "rwalk",
     "scheduled",
     "seen_classes",
@@ -102,5 +107,6 @@ __all__ = [
     "slda",
     "slda_replay",
     "start_task",
+    "step_decay",
     "strategy",
 ]

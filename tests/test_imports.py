@@ -19,6 +19,8 @@ ALLOWED = {
     "allocator": set(),
     "paths": set(),
     "core": {"paths"},
+    "by_path": {"core"},
+    "schedules": {"core"},
     "memory": {"core", "losses", "memory"},
     "strategies": {"core", "losses", "memory", "paths", "strategies"},
     "learner": {"core"},
@@ -53,8 +55,8 @@ ALLOWED = {
         "page", "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
-        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
-        "stopping", "strategies",
+        "by_path", "core", "data", "experiment", "learner", "losses", "memory", "meta", "models",
+        "probes", "schedules", "stopping", "strategies",
     },
 }  # fmt: skip
 
