@@ -1,4 +1,4 @@
-"""The command line: jcl run, plan, generate, report, memory, export, list."""
+"""The command line: jcl run, select, plan, generate, report, memory, export, list."""
 
 import ast
 import dataclasses
@@ -28,6 +28,8 @@ USAGE = """jcl: continual and online learning for language models
                     [--grid FIELD=VALUE,VALUE ...]   all combinations, in one program
                     [--track tensorboard|wandb|mlflow]   metrics for a tracker as well
                     [--coordinator HOST:PORT --processes N --process K]   on every host
+  jcl select CONFIG.py --candidate FIELD=VALUE,VALUE ... [--budget latency=20ms memory=2GB ...]
+                    [--field value ...]   which to take, by measuring; jcl select --help
   jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...] [--html FILE.html]               runs side by side, or as a page
@@ -132,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     commands = {
         "run": _run,
+        "select": _select,
         "plan": _plan,
         "generate": _generate,
         "report": _report,
@@ -238,6 +241,14 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
     """The config's file and module, and its Config and the command's options as they were given."""
     path, rest = Path(arguments[0]), arguments[1:]
     module = load_config(path)
+    fields, taken = (
+        {field.name for field in dataclasses.fields(each)} for each in (module.Config, options)
+    )
+    if fields & taken:
+        raise InputError(
+            f"{path}: Config has a field {sorted(fields & taken)[0]!r}, which is an option of "
+            f"`jcl {command}` ({', '.join(sorted(taken))}): give it another name."
+        )
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(
         "Command",
@@ -260,6 +271,29 @@ def _plan(arguments: list[str]) -> None:
     plan.pretend(parsed.options.mesh)
     found = plan.plan(module.build, parsed.config, parsed.options.mesh)
     plan.show(found, f"{path}", _console())
+
+
+@stopping.at_once()
+def _select(arguments: list[str]) -> None:
+    from jcl import choice, select, select_report
+
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(select.HELP)
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "name a config file first: jcl select configs/select.py --candidate size=small,base"
+        )
+    one_arena()
+    path, module, parsed = _parsed("select", arguments, select.Options)
+    options = dataclasses.asdict(parsed.options)
+    candidates = choice.read_candidates(module.Config, options.pop("candidate"))
+    options["budget"] = choice.read_budget(options["budget"])
+    content, place = select.select(
+        module.build, parsed.config, candidates, config_file=path, console=_console(), **options
+    )
+    select_report.show(content, _console())
+    _console().print(f"{place}: select.json, select.md, pareto.png, candidates", soft_wrap=True)
 
 
 def _generate(arguments: list[str]) -> None:

@@ -50,9 +50,16 @@ ALLOWED = {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
         "progress", "report", "sharding", "stopping", "survivors", "tracking",
     },
+    "choice": set(),
+    "select_report": {"choice"},
+    "select": {
+        "choice", "data", "experiment", "folder", "grid", "learner", "memory", "program", "run",
+        "select_report",
+    },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "page", "plan", "report", "run", "sharding", "stopping", "strategies",
+        "allocator", "answer", "checkpoint", "choice", "data", "folder", "grid", "hosts", "memory", "models",
+        "page", "plan", "report", "run", "select", "select_report", "sharding", "stopping",
+        "strategies",
     },
     "__init__": {
         "by_path", "core", "data", "experiment", "learner", "losses", "memory", "meta", "models",

@@ -34,6 +34,7 @@ from jcl.data.streams import (
 from jcl.data.text import Blocks, text_files, text_task
 from jcl.data.tokenization import ByteTokenizer, PretrainedTokenizer, Tokenizer
 from jcl.data.trajectories import Trajectories, class_sequence
+from jcl.data.validation import held_out
 
 __all__ = [
     "Arrays",
@@ -70,6 +71,7 @@ __all__ = [
     "fuzzy",
     "glyphs",
     "held",
+    "held_out",
     "intents",
     "joint",
     "labelled",

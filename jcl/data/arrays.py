@@ -55,6 +55,11 @@ class Arrays:
         self._positions, self.ordered = positions, ordered
         self._length = next(iter(lengths.values()))
 
+    @property
+    def constants(self) -> Batch:
+        """What every example shares, without the batch axis."""
+        return dict(self._constants)
+
     def __len__(self) -> int:
         return self._length
 

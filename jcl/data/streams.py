@@ -120,6 +120,11 @@ class Concatenated:
                     "only sources with the same keys, shapes and types can be concatenated"
                 )
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Those that hold an example."""
+        return self._sources
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 
