@@ -147,7 +147,8 @@ def shown(cost: str, value: float | None) -> str:
         return "-"
     sizes = UNITS[cost]
     unit = next((unit for unit, size in sizes.items() if value >= size), list(sizes)[-1])
-    return f"{value / sizes[unit]:.{0 if unit == '' else 2}f} {unit}".strip()
+    digits = 0 if unit in ("", "B") and sizes[unit] == 1 else 2
+    return f"{value / sizes[unit]:.{digits}f} {unit}".strip()
 
 
 def over(candidate: Candidate, budget: Budget) -> list[str]:

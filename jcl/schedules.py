@@ -79,9 +79,7 @@ def step_decay(
 
     def schedule(progress):
         reached = sum((progress >= point) * 1.0 for point in at)
-        return jnp.where(
-            progress < warmup, _rising(progress, peak, warmup), peak * factor**reached
-        )
+        return jnp.where(progress < warmup, _rising(progress, peak, warmup), peak * factor**reached)
 
     return schedule
 

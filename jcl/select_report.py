@@ -63,7 +63,9 @@ def _title(content: dict[str, Any]) -> str:
 
 def _verdict(content: dict[str, Any]) -> list[str]:
     if content["recommended"] is None:
-        return ["No candidate is within the budget and measured: raise a limit, or add smaller ones."]
+        return [
+            "No candidate is within the budget and measured: raise a limit, or add smaller ones."
+        ]
     each = next(each for each in content["candidates"] if each["name"] == content["recommended"])
     return [f"Take {each['name']}: {each['reason']}.", "", f"    {content['command']}"]
 
@@ -94,6 +96,7 @@ def _picture(path: Path, content: dict[str, Any]) -> None:
     trained = [each for each in content["candidates"] if each["measured"] is not None]
     others = [each for each in content["candidates"] if each["measured"] is None]
     for axes, cost in zip(panels, COSTS, strict=True):
+        axes.set_xscale("log")
         for each in trained:
             taken = each["name"] == content["recommended"]
             dominated = each["reason"].startswith("dominated")
@@ -113,7 +116,6 @@ def _picture(path: Path, content: dict[str, Any]) -> None:
                 axes.axvline(each[cost], ymax=0.04, color="tab:grey", linewidth=2)
         if cost in content["budget"]:
             axes.axvline(content["budget"][cost], color="tab:red", linestyle="--", linewidth=1)
-        axes.set_xscale("log")
         axes.set_xlabel({"latency": "latency, s", "memory": "memory, bytes"}.get(cost, cost))
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(content["measure"])

@@ -57,9 +57,9 @@ ALLOWED = {
         "select_report",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "choice", "data", "folder", "grid", "hosts", "memory", "models",
-        "page", "plan", "report", "run", "select", "select_report", "sharding", "stopping",
-        "strategies",
+        "allocator", "answer", "checkpoint", "choice", "data", "folder", "grid", "hosts", "memory",
+        "models", "page", "plan", "report", "run", "select", "select_report", "sharding",
+        "stopping", "strategies",
     },
     "__init__": {
         "by_path", "core", "data", "experiment", "learner", "losses", "memory", "meta", "models",

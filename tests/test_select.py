@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import numpy as np
 import pytest
 
 from jcl import InputError, choice, report, select
@@ -66,7 +65,7 @@ def test_the_recommendation_and_its_reasons():
     )
     assert reasons[2] == (
         "dominated by name=best: worse in nothing, better in the measure, 0.8 to 0.6 and in "
-        "latency, 8.00 ms to 9.00 ms and in parameters, 50 to 60"
+        "parameters, 50 to 60 and in latency, 8.00 ms to 9.00 ms"
     )
     assert reasons[3] == (
         "over the budget: latency 20.00 ms, 2.00 times the 10.00 ms allowed; not trained"
@@ -295,13 +294,15 @@ def fake(monkeypatch, outcomes):
 def test_a_candidate_that_diverges_is_left_and_the_others_go_on(
     config, one_device, monkeypatch, tmp_path
 ):
-    outcomes = {"rate=0.1": 0.5, "rate=1e9": Diverged("the loss is no longer finite")}
-    outcomes = {name.replace("1e9", "1000000000.0"): each for name, each in outcomes.items()}
+    outcomes = {"rate=0.1": 0.5, "rate=1000000000.0": Diverged("the loss is no longer finite")}
     steps = fake(monkeypatch, outcomes)
     command = ["select", str(config), "--candidate", "rate=1e9,0.1", "--limit-steps", "3"]
     assert main([*command, "--out", str(tmp_path)]) == 0
     found = read(tmp_path)
-    assert [each["failed"] for each in found["candidates"]] == ["the loss is no longer finite", None]
+    assert [each["failed"] for each in found["candidates"]] == [
+        "the loss is no longer finite",
+        None,
+    ]
     assert found["recommended"] == "rate=0.1"
     assert steps == [([3, 3], None)]
     outcomes["rate=1000000000.0"] = AssertionError("it has failed already")
@@ -335,7 +336,7 @@ def test_the_help_and_its_example(monkeypatch, tmp_path, capsys, one_device):
     assert main([*shlex.split(line)[1:], "--out", str(tmp_path)]) == 0
     full, head = read(tmp_path)["candidates"]
     assert full["parameters"] == head["parameters"]
-    assert full["state"] > 2 * head["state"] / 1.2
+    assert full["state"] > head["state"]
     assert read(tmp_path)["recommended"] == "adaptation=full"
     with pytest.raises(SystemExit):
         main(["select", "configs/select.py", "--help"])
@@ -347,18 +348,16 @@ def test_the_help_and_its_example(monkeypatch, tmp_path, capsys, one_device):
 def test_the_candidates_of_the_config(monkeypatch, tmp_path, one_device):
     """Counted on shapes, and all over the budget, so that none is compiled."""
     monkeypatch.chdir(HERE.parent)
-    axes = ["size=small,base", "attention=exact,performer", "adaptation=full,lora,head"]
+    axes = ["attention=exact,performer", "adaptation=full,lora,head"]
     flags = [word for axis in axes for word in ("--candidate", axis)]
     command = ["select", "configs/select.py", *flags, "--budget", "parameters=1"]
     assert main([*command, "--out", str(tmp_path)]) == 0
     found = {tuple(each["setting"].values()): each for each in read(tmp_path)["candidates"]}
-    assert len(found) == 12
+    assert len(found) == 6
     of = {key: (each["parameters"], each["state"]) for key, each in found.items()}
-    for size in ("small", "base"):
-        full, lora, head = (of[size, "exact", kind] for kind in ("full", "lora", "head"))
-        assert lora[0] > full[0] == head[0]
-        assert full[1] > lora[1] > head[1]
-        assert of[size, "performer", "full"] == full  # its features are no params
-    assert of["base", "exact", "full"] > of["small", "exact", "full"]
+    full, lora, head = (of["exact", kind] for kind in ("full", "lora", "head"))
+    assert lora[0] > full[0] == head[0]
+    assert full[1] > lora[1] > head[1]
+    assert of["performer", "full"] == full  # its features are no params
     assert not list(tmp_path.glob("candidates"))
-    np.testing.assert_equal(set(os.listdir(tmp_path)), {"select.json", "select.md", "pareto.png"})
+    assert {*os.listdir(tmp_path)} == {"select.json", "select.md", "pareto.png"}
