@@ -14,24 +14,20 @@ candidates/        the run folders, see `jcl.folder`
 import dataclasses
 import json
 import shlex
-import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import tyro
 from rich.console import Console
 
-from jcl import checks, data, folder, memory, select_report, strict
-from jcl.choice import Budget, Candidate, over, recommend
+from jcl import checks, data, folder, select_report, strict
+from jcl.choice import Budget, Candidate, named, over, recommend
+from jcl.costs import counted, measure
 from jcl.errors import Diverged, InputError, OutOfMemory
-from jcl.experiment import Experiment, check, evaluation_batches, stage_steps
-from jcl.grid import Replica, settings
-from jcl.learner import learner, start_task
-from jcl.program import Program, first_state
+from jcl.experiment import Experiment, stage_steps
+from jcl.grid import settings
 from jcl.run import run
 
 SCHEMA = 1
@@ -47,8 +43,6 @@ SHAPE = {
         }
     ],
 }  # fmt: skip
-STEPS = 6  # that are timed; the first is left out
-PREDICTIONS, SECONDS = 50, 2.0  # that are timed at most
 
 HELP = """jcl select CONFIG.py --candidate FIELD=VALUE,VALUE [--candidate ...]
                      [--budget parameters=10M latency=20ms memory=2GB] [--field value ...]
@@ -152,17 +146,20 @@ def select(
     # All are built before anything is compiled or written.
     found, measures = [], []
     for own, setting in zip(configs, settings(candidates), strict=True):
-        experiment = judged(own)
+        try:
+            experiment = judged(own)
+            old = known.get(_key(folder.as_json(dataclasses.asdict(own))))
+            found.append(counted(experiment, setting) if old is None else old)
+        except InputError as error:
+            raise InputError(f"candidate {named(setting)}: {error}") from error
+        found[-1].setting = setting
         measures.append((experiment.measure.name, experiment.measure.higher_is_better))
         if measures[-1] != measures[0]:
             raise InputError(
                 f"The candidates are measured by {measures[0][0]} and by {measures[-1][0]}: choose "
                 "among fields that leave the measure as it is."
             )
-        old = known.get(_key(folder.as_json(dataclasses.asdict(own))))
-        found.append(_counted(experiment, setting) if old is None else old)
-        found[-1].setting = setting
-    measure, higher_is_better = measures[0]
+    measured_by, higher_is_better = measures[0]
 
     def written() -> dict[str, Any]:
         best, reasons = recommend(found, budget, higher_is_better=higher_is_better)
@@ -170,7 +167,7 @@ def select(
             "schema": SCHEMA,
             **asked,
             "config_file": str(config_file),
-            "measure": measure,
+            "measure": measured_by,
             "higher_is_better": higher_is_better,
             "budget": dict(budget),
             "candidates": [
@@ -203,9 +200,9 @@ def select(
             continue
         if each.latency is None:
             console.print(f"{where}: measuring what it takes", soft_wrap=True)
-            _measure(each, judged(own), budget)
+            measure(each, judged(own), budget)
             written()
-        if over(each, budget):
+        if over(each, budget) or each.failed:
             continue
         console.print(f"{where}: training", soft_wrap=True)
         each.run = each.run or f"candidates/{each}"
@@ -263,62 +260,6 @@ def _judged(
         return dataclasses.replace(experiment, steps=steps, epochs=None)
 
     return judged
-
-
-def _counted(experiment: Experiment, setting: dict[str, Any]) -> Candidate:
-    """What is known of a candidate on shapes alone."""
-    batch, functions = check(experiment), learner(experiment.loss_fn, experiment.strategy)
-    with memory.shapes_alone():
-        state = jax.eval_shape(lambda: first_state(experiment, functions, batch))
-    held = jax.tree.leaves((state.params, state.strategy))
-    return Candidate(
-        setting,
-        parameters=sum(leaf.size for leaf in jax.tree.leaves(state.params)),
-        state=sum(leaf.size * leaf.dtype.itemsize for leaf in held),
-    )
-
-
-def _measure(candidate: Candidate, experiment: Experiment, budget: Budget) -> None:
-    """Compiles a training step for its memory, and where that is within the budget takes some, and
-    predicts one example again and again."""
-    program = Program([Replica(dataclasses.replace(experiment, device_data=False))])
-    compiled = program.lowered_step()[0].compile()
-    told = compiled.memory_analysis()
-    candidate.memory = (
-        told.argument_size_in_bytes
-        + told.output_size_in_bytes
-        - told.alias_size_in_bytes
-        + told.temp_size_in_bytes
-    )
-    if over(candidate, budget):
-        return
-    state = start_task(program.initial(), stage_steps(experiment)[0])
-    before = jax.tree.leaves(jax.device_get(state.params))
-    seconds = []
-    for call in program.calls(0, 0, STEPS):
-        started = time.perf_counter()
-        state, _ = jax.block_until_ready(compiled(state, *call.arguments))
-        seconds.append(time.perf_counter() - started)
-    candidate.step = statistics.median(seconds[1:])
-    after = jax.tree.leaves(jax.device_get(state.params))
-    candidate.trained = sum(
-        old.size for old, new in zip(before, after, strict=True) if not np.array_equal(old, new)
-    )
-    candidate.latency = _latency(experiment, state)
-
-
-def _latency(experiment: Experiment, state: Any) -> float:
-    """The median seconds of a prediction of one example, from its arrays on the host."""
-    predict = jax.jit(learner(experiment.loss_fn, experiment.strategy).predict)
-    batch = next(iter(evaluation_batches(experiment, experiment.stream.tasks[0])))
-    example = {key: leaf[:1] for key, leaf in batch.items() if key not in ("targets", "mask")}
-    jax.block_until_ready(predict(state, example)["logits"])
-    seconds, began = [], time.perf_counter()
-    while len(seconds) < PREDICTIONS and time.perf_counter() - began < SECONDS:
-        started = time.perf_counter()
-        jax.block_until_ready(predict(state, example)["logits"])
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
 
 
 def _known(place: Path, asked: Mapping[str, Any]) -> dict[str, Candidate]:

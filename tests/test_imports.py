@@ -52,9 +52,9 @@ ALLOWED = {
     },
     "choice": set(),
     "select_report": {"choice"},
+    "costs": {"choice", "experiment", "grid", "learner", "memory", "program"},
     "select": {
-        "choice", "data", "experiment", "folder", "grid", "learner", "memory", "program", "run",
-        "select_report",
+        "choice", "costs", "data", "experiment", "folder", "grid", "run", "select_report",
     },
     "__main__": {
         "allocator", "answer", "checkpoint", "choice", "data", "folder", "grid", "hosts", "memory",

@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import pytest
 
-from jcl import InputError, choice, report, select
+from jcl import InputError, choice, costs, report, select
 from jcl.__main__ import load_config, main
 from jcl.choice import Candidate, dominates, over, recommend
 from jcl.errors import Diverged, Stopped
@@ -247,7 +247,7 @@ def test_nothing_finished_is_run_or_measured_again(chosen, monkeypatch, capsys):
         raise AssertionError("it is finished")
 
     monkeypatch.setattr(select, "run", none)
-    monkeypatch.setattr(select, "_measure", none)
+    monkeypatch.setattr(select, "measure", none)
     assert main(command) == 0
     assert read(place) == before
     # Another budget is another recommendation, of what was measured.
@@ -286,7 +286,7 @@ def fake(monkeypatch, outcomes):
         return {"metrics": {"average_accuracy": {"mean": outcome, "ci95": None}}}, out
 
     steps = []
-    monkeypatch.setattr(select, "_measure", measure)
+    monkeypatch.setattr(select, "measure", measure)
     monkeypatch.setattr(select, "run", run)
     return steps
 
@@ -309,11 +309,26 @@ def test_a_candidate_that_diverges_is_left_and_the_others_go_on(
     assert main([*command, "--out", str(tmp_path)]) == 0
 
 
+def test_a_candidate_for_which_there_is_no_memory_has_failed(config, one_device, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    module = load_config(config)
+    experiment = select._judged(module.build, 0.2, None)(module.Config(width=4))
+    each = costs.counted(experiment, {"width": 4})
+    monkeypatch.setattr(costs, "_take_steps", full)
+    costs.measure(each, experiment, {})
+    assert "ran out of memory" in each.failed
+    assert each.memory > each.state
+    assert recommend([each], {}, higher_is_better=True)[1][0].startswith("failed: A device")
+
+
 def test_what_is_refused_before_anything_is_written(config, one_device, tmp_path, capsys):
     for flags, message in [
         ([], "--candidate size=small,base"),
         (["--candidate", "width=4", "--budget", "speed=3"], "latency=20ms"),
         (["--candidate", "width=4", "--validation", "1"], "--validation=1.0"),
+        (["--candidate", "warmup=0,1"], "candidate warmup=1.0: cosine(warmup=1.0): a number"),
         (["--candidate", "width=4", "--limit-steps", "0"], "--limit-steps=0"),
     ]:
         assert main(["select", str(config), *flags, "--out", str(tmp_path / "out")]) == 1
