@@ -241,13 +241,11 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
     """The config's file and module, and its Config and the command's options as they were given."""
     path, rest = Path(arguments[0]), arguments[1:]
     module = load_config(path)
-    fields, taken = (
-        {field.name for field in dataclasses.fields(each)} for each in (module.Config, options)
-    )
-    if fields & taken:
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    if taken := sorted(fields & {field.name for field in dataclasses.fields(options)}):
         raise InputError(
-            f"{path}: Config has a field {sorted(fields & taken)[0]!r}, which is an option of "
-            f"`jcl {command}` ({', '.join(sorted(taken))}): give it another name."
+            f"{path}: Config has a field {taken[0]!r}, which is an option of `jcl {command}`: give "
+            "it another name."
         )
     flat: Any = tyro.conf.arg(name="")
     combined = dataclasses.make_dataclass(

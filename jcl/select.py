@@ -132,7 +132,7 @@ def select(
         checks.whole("jcl select", "--limit-steps", limit_steps)
     checks.number("jcl select", "--validation", validation, "(0, 1)")
     place = Path(out) if out else Path("runs") / config_file.stem / "select"
-    judged = _judged(build, validation, limit_steps)
+    judged = _judged(build, validation, limit_steps, seed=getattr(config, "seed", 0))
     configs = [dataclasses.replace(config, **setting) for setting in settings(candidates)]
     asked = {
         "config": folder.as_json(dataclasses.asdict(config)),
@@ -242,9 +242,10 @@ def command(config_file: Path, config: Any) -> str:
 
 
 def _judged(
-    build: Callable[[Any], Experiment], validation: float, limit_steps: int | None
+    build: Callable[[Any], Experiment], validation: float, limit_steps: int | None, *, seed: int
 ) -> Callable[[Any], Experiment]:
-    """build, of experiments that are judged on a part of their training examples."""
+    """build, of experiments that are judged on a part of their training examples, the same one
+    whatever the seed of a replica."""
 
     def judged(config):
         experiment = build(config)
@@ -252,7 +253,7 @@ def _judged(
             raise InputError(
                 f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
             )
-        stream = data.held_out(experiment.stream, validation)
+        stream = data.held_out(experiment.stream, validation, seed=seed)
         experiment = dataclasses.replace(experiment, stream=stream)
         if limit_steps is None:
             return experiment

@@ -314,7 +314,7 @@ def test_a_candidate_for_which_there_is_no_memory_has_failed(config, one_device,
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
 
     module = load_config(config)
-    experiment = select._judged(module.build, 0.2, None)(module.Config(width=4))
+    experiment = select._judged(module.build, 0.2, None, seed=0)(module.Config(width=4))
     each = costs.counted(experiment, {"width": 4})
     monkeypatch.setattr(costs, "_take_steps", full)
     costs.measure(each, experiment, {})
