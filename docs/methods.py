@@ -48,7 +48,18 @@ BASELINES = (
 OTHERS = {
     "Combinators": (
         "jcl",
-        ("only", "per_task", "periodically", "scheduled", "cosine", "skip_nonfinite"),
+        (
+            "only",
+            "by_path",
+            "per_task",
+            "periodically",
+            "scheduled",
+            "cosine",
+            "restarts",
+            "step_decay",
+            "exponential",
+            "skip_nonfinite",
+        ),
         False,
     ),
     "Meta-learning": ("jcl", ("maml", "reptile", "implicit_maml", "prototypes"), True),

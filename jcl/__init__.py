@@ -2,6 +2,7 @@
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
 from jcl import data, drift, losses, memory, meta, models, online, probes, space
+from jcl.by_path import by_path
 from jcl.core import (
     Strategy,
     chain,
@@ -18,6 +19,7 @@ from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
 from jcl.meta import implicit_maml, maml, prototypes, reptile
+from jcl.schedules import exponential, restarts, step_decay
 from jcl.strategies import (
     agem,
     boost,
@@ -60,12 +62,14 @@ __all__ = [
     "Strategy",
     "agem",
     "boost",
+    "by_path",
     "chain",
     "cosine",
     "data",
     "der",
     "drift",
     "ewc",
+    "exponential",
     "feature_distillation",
     "freeze",
     "gdumb",
@@ -102,6 +106,7 @@ __all__ = [
     "reptile",
     "restarting",
     "reweighted",
+    "restarts",
     "rwalk",
     "scheduled",
     "seen_classes",
@@ -113,5 +118,6 @@ __all__ = [
     "slda_replay",
     "space",
     "start_task",
+    "step_decay",
     "strategy",
 ]

@@ -1,4 +1,5 @@
-"""The command line: jcl run, online, search, plan, generate, report, memory, export, list."""
+"""The command line: jcl run, online, search, select, plan, generate, report, memory, export,
+list."""
 
 import ast
 import dataclasses
@@ -31,6 +32,8 @@ USAGE = """jcl: continual and online learning for language models
   jcl online CONFIG.py --input - [--delay N] [--follow] [...]       predict each line, then learn
   jcl search CONFIG.py [--space FIELD=LOW..HIGH ...] [--trials N]   choose a config's fields
                     [--first-tasks K] [--population auto|N] [--storage journal|URL] [...]
+  jcl select CONFIG.py --candidate FIELD=VALUE,VALUE ... [--budget latency=20ms memory=2GB ...]
+                    [--field value ...]   which to take, by measuring; jcl select --help
   jcl plan CONFIG.py --mesh data=64,fsdp=4 [--field value ...]      what a step would take there
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...] [--html FILE.html]               runs side by side, or as a page
@@ -189,6 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
         "run": _run,
         "online": _online,
         "search": _search,
+        "select": _select,
         "plan": _plan,
         "generate": _generate,
         "report": _report,
@@ -376,6 +380,29 @@ def _plan(arguments: list[str]) -> None:
     plan.pretend(parsed.options.mesh)
     found = plan.plan(module.build, parsed.config, parsed.options.mesh)
     plan.show(found, f"{path}", _console())
+
+
+@stopping.at_once()
+def _select(arguments: list[str]) -> None:
+    from jcl import choice, select, select_report
+
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(select.HELP)
+        return
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "name a config file first: jcl select configs/select.py --candidate size=small,base"
+        )
+    one_arena()
+    path, module, parsed = _parsed("select", arguments, select.Options)
+    options = dataclasses.asdict(parsed.options)
+    candidates = choice.read_candidates(module.Config, options.pop("candidate"))
+    options["budget"] = choice.read_budget(options["budget"])
+    content, place = select.select(
+        module.build, parsed.config, candidates, config_file=path, console=_console(), **options
+    )
+    select_report.show(content, _console())
+    _console().print(f"{place}: select.json, select.md, pareto.png, candidates", soft_wrap=True)
 
 
 def _generate(arguments: list[str]) -> None:

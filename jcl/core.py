@@ -471,7 +471,12 @@ def _around(
     )
 
 
-def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformation) -> Strategy:
+def only(
+    where: str | Sequence[str],
+    part: Strategy | optax.GradientTransformation,
+    *,
+    but: str | Sequence[str] = (),
+) -> Strategy:
     """The part, restricted to the params whose path matches.
 
     The part's functions see a params tree with None in place of the rest, so that its state costs
@@ -480,23 +485,35 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
     Args:
         where: patterns of paths such as "h_*/attn/*"; `*` also matches slashes.
         part: a strategy or an optax transformation.
+        but: patterns of params that are left out although `where` matches them.
 
     Raises:
-        InputError: at init, if a pattern matches no path; the message lists the nearest paths.
+        InputError: at init, if a pattern matches no path, when the message lists the nearest paths,
+            or if `but` leaves out all that `where` matches.
     """
     part = lift(part)
-    patterns = paths.as_patterns(where)
+    patterns, spared = paths.as_patterns(where), paths.as_patterns(but)
     if not patterns:
         raise InputError(f"only([], {part.name}): no pattern, so the part would act on nothing.")
 
+    def among(path):
+        return matches(path, patterns) and not matches(path, spared)
+
     def choose(tree):
-        return chosen_of(tree, patterns)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if among(path) else None, tree
+        )
 
     def close(function, params):
         return lambda chosen, *rest: function(merge(params, chosen), *rest)
 
     def init(params, *, batch, aux):
-        check_patterns(f"only({part.name})", patterns, params)
+        check_patterns(f"only({part.name})", (*patterns, *spared), params)
+        if not jax.tree.leaves(choose(params)):
+            raise InputError(
+                f"only({part.name}): but={list(spared)} leaves out all that {list(patterns)} "
+                "matches, so the part would act on nothing: leave it out of the chain."
+            )
         return part.init(choose(params), batch=batch, aux=aux)
 
     def view(state, params, batch):
@@ -532,7 +549,7 @@ def only(where: str | Sequence[str], part: Strategy | optax.GradientTransformati
         update=update,
         consolidate=consolidate,
         name=f"only({part.name})",
-        covers=lambda path: matches(path, patterns) and part.covers(path),
+        covers=lambda path: among(path) and part.covers(path),
     )
 
 

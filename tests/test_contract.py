@@ -101,6 +101,18 @@ TABLE = {
         jcl.ewc(strength),
         jcl.per_task(jcl.scheduled(optax.adamw, jcl.cosine(1e-2, warmup=0.2))),
     ],
+    "by path": lambda _: [
+        jcl.by_path(
+            {
+                "body/kernel": jcl.per_task(
+                    jcl.scheduled(optax.contrib.muon, jcl.restarts(1e-2, 2, growth=2.0))
+                ),
+                "body/bias": jcl.scheduled(optax.radam, jcl.step_decay(1e-2, (0.5,))),
+            },
+            otherwise=optax.adafactor(1e-2, min_dim_size_to_factor=2),
+        ),
+        optax.contrib.reduce_on_plateau(patience=1),
+    ],
     "der": lambda strength: [jcl.der(24, 8, strength), ADAMW],
     "der++": lambda strength: [jcl.der(24, 8, strength, replay_strength=strength), ADAMW],
     "der, top": lambda strength: [jcl.der(24, 8, strength, top=2), ADAMW],
@@ -219,7 +231,7 @@ WITHOUT_STRENGTH = {
     "naive", "agem", "agem at the step", "only agem", "gem", "gdumb", "freeze all but", "separate",
     "separate heads", "packnet", "packnet, retrained", "nearest class mean", "slda",
     "slda replay", "seen classes", "olora", "progressive prompts", "la_maml",
-    "only la_maml, second order", "mer", "restarting",
+    "only la_maml, second order", "mer", "restarting", "by path",
 }  # fmt: skip
 STRENGTH = 0.7
 STEPS = (4, 6, 3)  # tasks differ in length

@@ -58,18 +58,25 @@ ALLOWED = {
         "data", "experiment", "folder", "grid", "program", "run", "space", "study",
         "study_report",
     },
+    "by_path": {"core"},
+    "schedules": {"core"},
+    "choice": set(),
+    "select_report": {"choice"},
+    "costs": {"choice", "experiment", "grid", "learner", "memory", "program"},
+    "select": {"choice", "costs", "data", "experiment", "folder", "grid", "run", "select_report"},
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner",
         "program", "progress", "report", "sharding", "stopping", "survivors", "tracking",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory",
-        "models", "online", "page", "plan", "report", "run", "search", "sharding", "space",
-        "stopping", "strategies", "study_report",
+        "allocator", "answer", "checkpoint", "choice", "data", "folder", "grid", "hosts",
+        "memory", "models", "online", "page", "plan", "report", "run", "search", "select",
+        "select_report", "sharding", "space", "stopping", "strategies", "study_report",
     },
     "__init__": {
-        "core", "data", "drift", "experiment", "learner", "losses", "memory", "meta",
-        "models", "online", "probes", "space", "stopping", "strategies",
+        "by_path", "core", "data", "drift", "experiment", "learner", "losses", "memory",
+        "meta", "models", "online", "probes", "schedules", "space", "stopping",
+        "strategies",
     },
 }  # fmt: skip
 
