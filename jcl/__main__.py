@@ -1,5 +1,4 @@
-"""The command line: jcl run, online, search, select, plan, generate, report, memory, export,
-list."""
+"""The command line: jcl run, online, search, select, plan, generate, report, memory, export."""
 
 import ast
 import dataclasses
