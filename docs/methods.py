@@ -68,6 +68,7 @@ OTHERS = {
             "herding",
             "priority",
             "balanced",
+            "aged",
             "starting_from",
         ),
         True,

@@ -1,7 +1,7 @@
 """jcl: continual and online learning for language models in JAX."""
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
-from jcl import data, losses, memory, meta, models, probes
+from jcl import data, losses, memory, meta, models, privacy, probes
 from jcl.core import (
     Strategy,
     chain,
@@ -37,6 +37,7 @@ from jcl.strategies import (
     nearest_class_mean,
     olora,
     packnet,
+    private,
     progressive_prompts,
     replay,
     rwalk,
@@ -87,6 +88,8 @@ __all__ = [
     "packnet",
     "per_task",
     "periodically",
+    "privacy",
+    "private",
     "probes",
     "progressive_prompts",
     "prototypes",

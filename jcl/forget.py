@@ -7,9 +7,6 @@ changed, done at the end, so that a command that was cut off is given again.
 """
 
 import dataclasses
-import hashlib
-import secrets
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +17,9 @@ import tyro
 
 from jcl import checkpoint, folder, journal, memory, remains, selection, strict
 from jcl.errors import InputError
+from jcl.forgotten import NAME, Record
 
-RECORD = "forgotten.json"
+
 COUNTS = ("seen", "stored", "offered", "full", "filled", "place", "scores")
 CANNOT = (
     "What the model has learned from them is not undone: it stays in the weights, in the optimizer's "
@@ -157,7 +155,7 @@ def _of_run(
     if dry:
         return [*told, "Nothing was changed (--dry-run)."]
 
-    record = Record(run / RECORD)
+    record = Record(run / NAME)
     record.begin(chooser.selection.kinds(), [*rows, *lines.hashed])
     if holders:
         taken = _without(holders, meant)
@@ -178,7 +176,7 @@ def _of_run(
     files = [
         file
         for file in sorted(run.rglob("*"))
-        if file.is_file() and "state" not in file.relative_to(run).parts and file.name != RECORD
+        if file.is_file() and "state" not in file.relative_to(run).parts and file.name != NAME
     ]
     short = sum(len(text.encode()) < remains.LEAST_BYTES for text in set(texts))
     left += map(str, remains.in_files(files, remains.patterns(texts, rows)))
@@ -228,7 +226,7 @@ def _of_file(
     if options.dry_run:
         return [*told, "Nothing was changed (--dry-run)."]
     rows = _rows(held, meant)
-    record = Record(path.with_name(f"{path.stem}.{RECORD}"))
+    record = Record(path.with_name(f"{path.stem}.{NAME}"))
     record.begin(chosen.kinds(), rows)
     taken = _without(held, meant)
     memory.save(path, {**arrays, **{name.removeprefix(f"{path.name}/"): leaf
@@ -340,56 +338,3 @@ def _found(arrays: Mapping[str, Any], rows: Sequence[np.ndarray]) -> list[str]:
     for row in rows:
         kinds.setdefault((row.shape, row.dtype), []).append(row)
     return sorted({name for each in kinds.values() for name in remains.in_arrays(plain, each)})
-
-
-class Record:
-    """forgotten.json: begun before anything is changed, so that a kill leaves a trace."""
-
-    def __init__(self, path: Path):
-        self._path = path
-        self._content = read_record(path) or {
-            "schema": 1, "salt": secrets.token_hex(16), "forgotten": [],
-        }  # fmt: skip
-
-    def begin(self, kinds: list[str], examples: Iterable[Any]) -> None:
-        """Notes the examples by their salted hashes, beside those of a command that was cut off."""
-        done = [each for each in self._content["forgotten"] if each["done"]]
-        cut = [each for each in self._content["forgotten"] if not each["done"]]
-        hashes = {self._hash(each) for each in examples}
-        hashes |= {each for entry in cut for each in entry["sha256"]}
-        kinds = sorted({*kinds, *(kind for entry in cut for kind in entry["where"])})
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "where": kinds,
-            "examples": len(hashes), "sha256": sorted(hashes), "done": False,
-        }  # fmt: skip
-        self._content["forgotten"] = [*done, entry]
-        folder.write_json(self._path, self._content)
-
-    def end(self, left: list[str]) -> None:
-        """Notes that all is done, and where something is left."""
-        self._content["forgotten"][-1] |= {"done": True, "left": left}
-        folder.write_json(self._path, self._content)
-
-    def _hash(self, example: Any) -> str:
-        data = example.tobytes() if isinstance(example, np.ndarray) else bytes(example)
-        return hashlib.sha256(self._content["salt"].encode() + data).hexdigest()
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """What a forgotten.json says; None where there is none.
-
-    Raises:
-        InputError: it is damaged.
-    """
-    if not path.exists():
-        return None
-    try:
-        found = strict.read_json(path)
-        entry = {"time": str, "where": [str], "examples": int, "sha256": [str], "done": bool}
-        strict.fits(found, {"schema": int, "salt": str, "forgotten": [entry]})
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read ({error}): it is the record of `jcl forget`; bring it back, or "
-            "remove it if you know that nothing was being forgotten."
-        ) from error
-    return found

@@ -75,7 +75,7 @@ def blank(run: Path, lines: Found) -> None:
 
     def nameless(number, line, record):
         told = {name: value for name, value in record.items() if name != "id"}
-        return json.dumps(told).encode().ljust(len(line) - 1)[: len(line) - 1] + b"\n"
+        return json.dumps(told, separators=(",", ":")).encode().ljust(len(line) - 1) + b"\n"
 
     _rewrite(run / INPUT, lambda number, record: number in lines.numbers, spaces)
     _rewrite(

@@ -31,6 +31,13 @@ ALLOWED = {
     "sharding": {"paths"},
     "checkpoint": {"hosts"},
     "folder": set(),
+    "forgotten": {"folder"},
+    "selection": set(),
+    "remains": set(),
+    "journal": {"selection"},
+    "forget": {
+        "answer", "checkpoint", "folder", "forgotten", "journal", "memory", "remains", "selection",
+    },
     "progress": set(),
     "report": {"folder", "grid", "metrics"},
     "page": {"checkpoint", "folder", "metrics", "report"},
@@ -43,17 +50,19 @@ ALLOWED = {
     "answer": {
         "checkpoint", "core", "experiment", "folder", "learner", "memory", "models", "program",
     },
+    "privacy": {"core", "experiment"},
     "survivors": {"grid"},
     "run": {
-        "allocator", "checkpoint", "experiment", "folder", "grid", "hosts", "learner", "program",
-        "progress", "report", "sharding", "stopping", "survivors", "tracking",
+        "allocator", "checkpoint", "experiment", "folder", "forgotten", "grid", "hosts", "learner",
+        "privacy", "program", "progress", "report", "sharding", "stopping", "survivors", "tracking",
     },
     "__main__": {
-        "allocator", "answer", "checkpoint", "data", "folder", "grid", "hosts", "memory", "models",
-        "page", "plan", "report", "run", "sharding", "stopping", "strategies",
+        "allocator", "answer", "checkpoint", "data", "folder", "forget", "grid", "hosts", "memory",
+        "models", "page", "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
-        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
+        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "privacy",
+        "probes",
         "stopping", "strategies",
     },
 }  # fmt: skip

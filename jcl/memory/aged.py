@@ -10,6 +10,8 @@ from jcl.memory.policy import AGE, Items, Policy, counted, rows
 def aged(policy: Policy, most: int) -> Policy:
     """The policy, which lets go of every item as soon as `most` further examples were offered.
 
+    an item is held while age < most, its age the examples offered since.
+
     What is too old goes before a batch is inserted, by the policy's own rule for what is taken out:
     a reservoir is then about a uniform sample of the last `most` examples. It is never drawn again
     and no array holds it: its slot has zeros or another item. Of an imported file, ages go on where

@@ -17,6 +17,7 @@ from jcl.strategies.mir import mir
 from jcl.strategies.nearest_class_mean import nearest_class_mean
 from jcl.strategies.olora import olora
 from jcl.strategies.packnet import packnet
+from jcl.strategies.private import private
 from jcl.strategies.progressive_prompts import progressive_prompts
 from jcl.strategies.replay import replay
 from jcl.strategies.rwalk import rwalk
@@ -46,6 +47,7 @@ __all__ = [
     "nearest_class_mean",
     "olora",
     "packnet",
+    "private",
     "progressive_prompts",
     "replay",
     "rwalk",
