@@ -7,20 +7,19 @@ changed, done at the end, so that a command that was cut off is given again.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tyro
 
-from jcl import checkpoint, folder, journal, memory, remains, selection, strict
+from jcl import checkpoint, folder, journal, memory, remains, selection, stored, strict
 from jcl.errors import InputError
 from jcl.forgotten import NAME, Record
 
 
-COUNTS = ("seen", "stored", "offered", "full", "filled", "place", "scores")
 CANNOT = (
     "What the model has learned from them is not undone: it stays in the weights, in the optimizer's "
     "moments and in what strategies have computed of all examples (importances, anchors, teachers, "
@@ -38,12 +37,14 @@ class Options:
     jcl forget runs/support --where text="my card is 4929" --where regex="(?i)ada lovelace"
 
     Attributes:
-        place: a run folder, or a memory that `jcl memory` has written, .npz.
+        place: a run folder; a memory that `jcl memory` has written, .npz; or the lines that an online
+            run was given, .jsonl, of which its own copy must stay equal.
         where: text=TEXT, a whole text (of a language model: every block that holds it or, at an
             edge, a piece of it); regex=PATTERN, found in the text; label=NAME or label=NUMBER;
             task=NAME or task=NUMBER. May be given several times.
         where_file: whole texts, a line of JSON each: "a text" or {"text": "a text"}.
-        tokenizer_of: of a memory .npz, the run folder whose tokenizer its texts were read with.
+        tokenizer_of: a run folder whose tokenizer the texts were read with, of a memory .npz, or of a
+            run whose own config or data are gone.
         config: the run's config file, which knows the tokenizer, if it was moved or does not lie in
             ./configs; needed for text= and regex= alone.
         dry_run: say what would go and change nothing.
@@ -55,33 +56,6 @@ class Options:
     tokenizer_of: Path | None = None
     config: Path | None = None
     dry_run: bool = False
-
-
-class Holder(NamedTuple):
-    """Arrays of a state that hold examples.
-
-    Attributes:
-        name: path of the part, such as "strategy/0".
-        leaves: by name; every "items/..." is [*axes, capacity, ...].
-        axes: of seeds, or of GEM's slots.
-        filled: [*axes, capacity], which slots hold an example.
-        ring: whether it is the ring of the last batches that `periodically` keeps.
-    """
-
-    name: str
-    leaves: dict[str, Any]
-    axes: tuple[int, ...]
-    filled: np.ndarray
-    ring: bool = False
-
-    def items(self) -> dict[str, np.ndarray]:
-        """Every slot's example, all axes as one."""
-        skipped = len(self.axes)
-        return {
-            name[6:]: np.asarray(leaf).reshape((-1, *leaf.shape[skipped + 1 :]))
-            for name, leaf in self.leaves.items()
-            if name.startswith("items/")
-        }
 
 
 def forget(options: Options, load: Callable[[Path], ModuleType]) -> list[str]:
@@ -97,12 +71,14 @@ def forget(options: Options, load: Callable[[Path], ModuleType]) -> list[str]:
         SaveError: the checkpoint could not be written; nothing was taken out.
     """
     chosen = selection.read(options.where, options.where_file)
+    if options.place.suffix == ".jsonl" and options.place.is_file():
+        return _of_lines(options, chosen)
     if options.place.is_file():
         return _of_file(options, chosen, load)
     if not (options.place / "config.json").is_file():
         raise InputError(
             f"{options.place} is no run folder (there is no config.json in it) and no memory of "
-            "`jcl memory`: name one of them."
+            "`jcl memory`: name one of them, or a file of lines, .jsonl."
         )
     chooser, lines = _chooser(options.place, options, chosen, load)
     if options.dry_run:
@@ -119,7 +95,7 @@ def _chooser(
     if chosen.by_text:
         from jcl.answer import rebuilt
 
-        experiment = rebuilt(run, load, options.config)
+        experiment = rebuilt(options.tokenizer_of or run, load, options.config)
         lines = getattr(experiment, "lines", None)
         tokenizer = experiment.tokenizer or getattr(lines, "tokenizer", None)
         fields = journal.Fields(
@@ -137,10 +113,10 @@ def _of_run(
     entries = sorted(place.iterdir()) if place.is_dir() else []
     arrays = checkpoint.read(place) if entries else {}
     replicas = len(folder.read_config(run / "config.json")["seeds"])
-    holders = list(_holders(arrays, replicas))
-    meant = _meant(holders, chooser)
-    lines = journal.find(run, chooser, fields)
-    rows, texts = _rows(holders, meant), list(chooser.selection.texts)
+    holders = list(stored.holders(arrays, replicas))
+    meant = stored.meant(holders, chooser)
+    lines = journal.find(run / journal.INPUT, chooser, fields)
+    rows, texts = stored.rows(holders, meant), list(chooser.selection.texts)
     if chooser.tokenizer is not None:
         texts += [chooser.text_of(row) for row in rows if _is_text(row)]
     texts += lines.texts
@@ -158,7 +134,7 @@ def _of_run(
     record = Record(run / NAME)
     record.begin(chooser.selection.kinds(), [*rows, *lines.hashed])
     if holders:
-        taken = _without(holders, meant)
+        taken = stored.without(holders, meant)
         checkpoint.rewrite(
             place,
             lambda old, progress: ({**old, **taken}, journal.without(progress, lines.numbers)),
@@ -169,7 +145,8 @@ def _of_run(
         checkpoint.rewrite(
             place, lambda old, progress: (old, journal.without(progress, lines.numbers))
         )
-    journal.blank(run, lines)
+    journal.blank(run / journal.INPUT, lines.numbers, journal.spaces)
+    journal.blank(run / journal.PREDICTIONS, lines.numbers, journal.nameless)
 
     arrays = checkpoint.read(place) if entries else {}
     left = [f"{place}, {name}" for name in _found(arrays, rows)]
@@ -209,7 +186,7 @@ def _of_file(
             f"{path} is no memory that can be read ({error}): give a run folder, or a file that "
             "`jcl memory` has written."
         ) from error
-    held = list(_holders({f"{path.name}/{name}": leaf for name, leaf in arrays.items()}, 1))
+    held = list(stored.holders({f"{path.name}/{name}": leaf for name, leaf in arrays.items()}, 1))
     if len(held) != 1:
         raise InputError(f"{path} holds no memory: give a file that `jcl memory` has written.")
     labels, tokenizer = arrays.get("known/labels", np.array([], str)).tolist(), None
@@ -221,14 +198,14 @@ def _of_file(
             )
         tokenizer = _chooser(options.tokenizer_of, options, chosen, load)[0].tokenizer
     chooser = selection.Chooser(chosen, labels=labels, tokenizer=tokenizer)
-    meant = _meant(held, chooser)
+    meant = stored.meant(held, chooser)
     told = [f"{path}: {meant[0].sum()} of {held[0].filled.sum()} stored examples"]
     if options.dry_run:
         return [*told, "Nothing was changed (--dry-run)."]
-    rows = _rows(held, meant)
+    rows = stored.rows(held, meant)
     record = Record(path.with_name(f"{path.stem}.{NAME}"))
     record.begin(chosen.kinds(), rows)
-    taken = _without(held, meant)
+    taken = stored.without(held, meant)
     memory.save(path, {**arrays, **{name.removeprefix(f"{path.name}/"): leaf
                                     for name, leaf in taken.items()}})  # fmt: skip
     left = _found(strict.read_npz(path), rows)
@@ -238,98 +215,21 @@ def _of_file(
     return [*told, f"{path}: searched {len(arrays)} arrays: nothing of them is left", CANNOT]
 
 
-def _holders(arrays: Mapping[str, Any], replicas: int) -> Iterable[Holder]:
-    """What holds examples in a state: memories by their names, and rings of batches."""
-    for path, seen in arrays.items():
-        if path.rpartition("/")[2] != "seen":
-            continue
-        part = path.removesuffix("seen")
-        leaves = {
-            name.removeprefix(part): leaf
-            for name, leaf in arrays.items()
-            if name.startswith(f"{part}items/")
-            or (name.startswith(part) and name.removeprefix(part) in COUNTS)
-        }
-        items = [leaf for name, leaf in leaves.items() if name.startswith("items/")]
-        if items:
-            axes = tuple(seen.shape)
-            yield Holder(part.rstrip("/"), leaves, axes, _filled(leaves, items[0].shape[len(axes)]))
-    for part in {path.partition("ring/")[0] for path in arrays if "/ring/" in path}:
-        if not part.startswith("strategy"):
-            continue
-        leaves = {
-            f"items/{name.removeprefix(f'{part}ring/')}": leaf
-            for name, leaf in arrays.items()
-            if name.startswith(f"{part}ring/")
-        }
-        shape = next(iter(leaves.values())).shape
-        # [batches, batch] slots, behind the seeds where there are several.
-        axes = shape[: 1 + (replicas > 1)]
-        filled = np.ones((*axes, shape[len(axes)]), bool)
-        yield Holder(f"{part}ring", leaves, axes, filled, ring=True)
-
-
-def _filled(leaves: Mapping[str, Any], capacity: int) -> np.ndarray:
-    if "filled" in leaves:
-        return np.asarray(leaves["filled"])
-    held = np.asarray(leaves["stored"]).sum(-1) if "stored" in leaves else np.asarray(leaves["seen"])
-    return np.arange(capacity) < held[..., None]
-
-
-def _meant(holders: Sequence[Holder], chooser: selection.Chooser) -> list[np.ndarray]:
-    """Of each holder [*axes, capacity]: what is chosen, and every example equal to one of those."""
-    meant, known = [], set()
-    for each in holders:
-        items, slots = each.items(), np.flatnonzero(each.filled)
-        chosen = np.zeros(each.filled.size, bool)
-        if len(slots):
-            only = {name: leaf[slots] for name, leaf in items.items()}
-            chosen[slots] = chooser.of_items(only, each.name)
-        known |= {row.tobytes() for row in _inputs(items)[chosen]}
-        meant.append(chosen)
-    for each, chosen in zip(holders, meant, strict=True):
-        same = np.array([row.tobytes() in known for row in _inputs(each.items())], bool)
-        chosen |= same & each.filled.ravel()
-    return [chosen.reshape(each.filled.shape) for each, chosen in zip(holders, meant, strict=True)]
-
-
-def _inputs(items: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[slots, ...], what an example is known by."""
-    return items["inputs"] if "inputs" in items else next(iter(items.values()))
-
-
-def _rows(holders: Sequence[Holder], meant: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """What is taken out, each once."""
-    rows = {}
-    for each, chosen in zip(holders, meant, strict=True):
-        for row in _inputs(each.items())[chosen.ravel()]:
-            rows[row.tobytes()] = row
-    return list(rows.values())
+def _of_lines(options: Options, chosen: selection.Selection) -> list[str]:
+    """A file of lines, such as the one that an online run was given: its copy of it must stay equal."""
+    path, chooser = options.place, selection.Chooser(chosen)
+    lines = journal.find(path, chooser, journal.Fields())
+    told = [f"{path}: {len(lines.numbers)} of {lines.found} lines"]
+    if options.dry_run:
+        return [*told, "Nothing was changed (--dry-run)."]
+    journal.blank(path, lines.numbers, journal.spaces)
+    if remains.in_files([path], remains.patterns([*chosen.texts, *lines.texts], [])):
+        raise InputError(f"{path}: a line that is not JSON, or another field, still holds a text.")
+    return [*told, f"{path}: they are blank now, and nothing of their texts is left there."]
 
 
 def _is_text(row: np.ndarray) -> bool:
     return row.ndim == 1 and row.dtype.kind in "iu"
-
-
-def _without(holders: Sequence[Holder], meant: Sequence[np.ndarray]) -> dict[str, Any]:
-    """The arrays by their paths, without what is meant."""
-    taken = {}
-    for each, chosen in zip(holders, meant, strict=True):
-        if not chosen.any():
-            continue
-        if not each.ring:
-            new = memory.without(each.leaves, ~chosen)
-            taken |= {f"{each.name}/{name}": leaf for name, leaf in new.items()}
-            continue
-        # A ring's batches have no empty rows: others stand in, or, where all go, zeros.
-        flat, stay = chosen.ravel(), np.flatnonzero(~chosen.ravel())
-        source = np.resize(stay, flat.size) if len(stay) else np.zeros(flat.size, int)
-        for name, leaf in each.items().items():
-            other = leaf[source] if len(stay) else np.zeros_like(leaf)
-            wide = flat.reshape((-1,) + (1,) * (leaf.ndim - 1))
-            shape = each.leaves[f"items/{name}"].shape
-            taken[f"{each.name}/{name}"] = np.where(wide, other, leaf).reshape(shape)
-    return taken
 
 
 def _found(arrays: Mapping[str, Any], rows: Sequence[np.ndarray]) -> list[str]:

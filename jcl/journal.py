@@ -6,7 +6,7 @@ known by line numbers and offsets, so that a line that goes leaves as many space
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,52 +37,58 @@ class Found(NamedTuple):
     found: int
 
 
-def find(run: Path, chooser: Chooser, fields: Fields) -> Found:
-    """The lines of a run's journal that are meant, and the late labels of those."""
+def find(path: Path, chooser: Chooser, fields: Fields) -> Found:
+    """The lines of a file of JSON that are meant, and the late labels of those."""
     numbers: set[int] = set()
-    texts, hashed, found = {}, {}, 0
+    texts: dict[int, str] = {}
+    hashed: dict[int, bytes] = {}
     of: dict[Any, int] = {}  # the line that an identity names last
-    for found, line, record in _records(run / INPUT):
+    found = 0
+    for found, line, record in _records(path):
         if not isinstance(record, dict):
             continue
-        identity = record.get(fields.identity)
+        identity, text = record.get(fields.identity), record.get(fields.text)
+        identity = identity if isinstance(identity, str | int) else None
         meant = chooser.of_line(record, fields.text, fields.label)
-        text = record.get(fields.text)
         if isinstance(text, str):
             texts[found], hashed[found] = text, line.strip()
-            if isinstance(identity, str | int):
+            if identity is not None:
                 of[identity] = found
             if meant:
                 numbers.add(found)
-        elif isinstance(identity, str | int) and identity in of and (
-            meant or of[identity] in numbers
-        ):
+        elif identity in of and (meant or of[identity] in numbers):
             numbers |= {found, of[identity]}
     chosen = sorted(numbers & texts.keys())
     return Found(numbers, [texts[n] for n in chosen], [hashed[n] for n in chosen], found)
 
 
-def blank(run: Path, lines: Found) -> None:
-    """Puts spaces in the place of the lines, and takes what names their texts out of what was told.
+def spaces(number: int, line: bytes, record: Any) -> tuple[int, bytes]:
+    """Of the input: the line's number, and as many spaces in its place."""
+    content = line.rstrip(b"\r\n")
+    return number, b" " * len(content) + line[len(content) :]
 
-    Each file is replaced whole or not at all.
-    """
-    if not lines.numbers:
+
+def nameless(number: int, line: bytes, record: Any) -> tuple[int, bytes]:
+    """Of the predictions: which line it tells of, and the same without what names its text."""
+    if not isinstance(record, dict):
+        return 0, line
+    told = {name: value for name, value in record.items() if name != "id"}
+    short = json.dumps(told, separators=(",", ":")).encode().ljust(len(line) - 1) + b"\n"
+    return record.get("line", 0), short
+
+
+def blank(path: Path, numbers: set[int], change: Callable[..., tuple[int, bytes]]) -> None:
+    """Puts what `change` makes of the lines in their place, whole or not at all."""
+    if not numbers or not path.is_file():
         return
-
-    def spaces(number, line, record):
-        return b" " * len(line.rstrip(b"\r\n")) + line[len(line.rstrip(b"\r\n")) :]
-
-    def nameless(number, line, record):
-        told = {name: value for name, value in record.items() if name != "id"}
-        return json.dumps(told, separators=(",", ":")).encode().ljust(len(line) - 1) + b"\n"
-
-    _rewrite(run / INPUT, lambda number, record: number in lines.numbers, spaces)
-    _rewrite(
-        run / PREDICTIONS,
-        lambda _, record: isinstance(record, dict) and record.get("line") in lines.numbers,
-        nameless,
-    )
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        for number, line, record in _records(path):
+            of, changed = change(number, line, record)
+            file.write(changed if of in numbers else line)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def without(progress: Any, numbers: set[int]) -> Any:
@@ -95,18 +101,6 @@ def without(progress: Any, numbers: set[int]) -> Any:
     return kept
 
 
-def _rewrite(path: Path, chosen: Any, change: Any) -> None:
-    if not path.is_file():
-        return
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        for number, line, record in _records(path):
-            file.write(change(number, line, record) if chosen(number, record) else line)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 def _records(path: Path) -> Iterator[tuple[int, bytes, Any]]:
     """Each line's number, bytes and value; None where it is no JSON, as one cut off is."""
     if not path.is_file():
@@ -115,5 +109,5 @@ def _records(path: Path) -> Iterator[tuple[int, bytes, Any]]:
         for number, line in enumerate(file, 1):
             try:
                 yield number, line, json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 yield number, line, None

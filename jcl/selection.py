@@ -103,7 +103,7 @@ class Chooser:
         tokenizer: of the texts; needed where the selection is by text.
 
     Raises:
-        InputError: a name is none of the run's, or there is no tokenizer.
+        InputError: a name is none of the run's.
     """
 
     def __init__(
@@ -118,12 +118,6 @@ class Chooser:
         self._labels = _numbers("label", selection.labels, labels)
         self._tasks = _numbers("task", selection.tasks, tasks)
         self._names = {*selection.labels, *(labels[n] for n in self._labels if n < len(labels))}
-        if selection.by_text and tokenizer is None:
-            raise InputError(
-                "--where text= and regex= need the tokenizer of the run, and the experiment has "
-                "none: give it one in the config, jcl.Experiment(tokenizer=...), or choose by "
-                "label= or task=."
-            )
         if tokenizer is not None:
             self._normal = [self._decoded(self._encoded(text)) for text in selection.texts]
             named = [getattr(tokenizer, f"{name}_token_id", None) for name in _MARKS]
@@ -138,7 +132,7 @@ class Chooser:
             where: what to call them.
 
         Raises:
-            InputError: they have no label or no task, though one is asked for.
+            InputError: they lack what they are to be chosen by, or the tokenizer is missing.
         """
         chosen = np.zeros(len(next(iter(items.values()))), bool)
         if self._labels:
@@ -149,6 +143,12 @@ class Chooser:
         if self._tasks:
             chosen |= np.isin(_needed(items, "task", "task", where), self._tasks)
         if self.selection.by_text:
+            if self.tokenizer is None:
+                raise InputError(
+                    "--where text= and regex= need the tokenizer of the run, and the experiment has "
+                    "none: give it one in the config, jcl.Experiment(tokenizer=...), or choose by "
+                    "label= or task=."
+                )
             inputs = _needed(items, "inputs", "text", where)
             if not np.issubdtype(inputs.dtype, np.integer) or inputs.ndim != 2:
                 raise InputError(f"--where text=...: the examples of {where} are no texts.")

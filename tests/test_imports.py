@@ -33,10 +33,12 @@ ALLOWED = {
     "folder": set(),
     "forgotten": {"folder"},
     "selection": set(),
+    "stored": {"memory", "selection"},
     "remains": set(),
     "journal": {"selection"},
     "forget": {
         "answer", "checkpoint", "folder", "forgotten", "journal", "memory", "remains", "selection",
+        "stored",
     },
     "progress": set(),
     "report": {"folder", "grid", "metrics"},
