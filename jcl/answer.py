@@ -108,7 +108,7 @@ def reopen(
 def rebuilt(
     run: Path, load: Callable[[Path], ModuleType], config_file: Path | None = None
 ) -> Experiment:
-    """The experiment of a run folder, of its first seed; arguments and errors are those of `reopen`."""
+    """The experiment of a run folder; arguments and errors are those of `reopen`."""
     description = folder.read_config(run / "config.json")
     module = load(_config_file(run, description, config_file))
     return module.build(_config(run, module.Config, description.get("config", {})))

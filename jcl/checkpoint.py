@@ -140,9 +140,7 @@ def _begun(
     last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
     leaves = {
         name: {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for (name, leaf), path in zip(
-            _named(state).items(), paths or _paths(state), strict=True
-        )
+        for (name, leaf), path in zip(_named(state).items(), paths or _paths(state), strict=True)
     }
     with _cleared(partial, final, last):
         hosts.by_first(lambda: _begin(partial))

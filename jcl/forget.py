@@ -19,11 +19,10 @@ from jcl import checkpoint, folder, journal, memory, remains, selection, stored,
 from jcl.errors import InputError
 from jcl.forgotten import NAME, Record
 
-
 CANNOT = (
-    "What the model has learned from them is not undone: it stays in the weights, in the optimizer's "
-    "moments and in what strategies have computed of all examples (importances, anchors, teachers, "
-    "means of classes). Only training again without them undoes that. The run's own data, exported "
+    "What the model has learned from them is not undone: it stays in the weights, in the "
+    "optimizer's moments and in what strategies have computed of all examples (importances, "
+    "anchors, teachers, means of classes). Only training again without them undoes that. The run's own data, exported "
     "memories and copies elsewhere are as they were."
 )
 
@@ -37,14 +36,14 @@ class Options:
     jcl forget runs/support --where text="my card is 4929" --where regex="(?i)ada lovelace"
 
     Attributes:
-        place: a run folder; a memory that `jcl memory` has written, .npz; or the lines that an online
-            run was given, .jsonl, of which its own copy must stay equal.
+        place: a run folder; a memory that `jcl memory` has written, .npz; or the lines that an
+            online run was given, .jsonl, to which its own copy must stay equal.
         where: text=TEXT, a whole text (of a language model: every block that holds it or, at an
             edge, a piece of it); regex=PATTERN, found in the text; label=NAME or label=NUMBER;
             task=NAME or task=NUMBER. May be given several times.
         where_file: whole texts, a line of JSON each: "a text" or {"text": "a text"}.
-        tokenizer_of: a run folder whose tokenizer the texts were read with, of a memory .npz, or of a
-            run whose own config or data are gone.
+        tokenizer_of: a run folder whose tokenizer the texts were read with, of a memory .npz, or
+            of a run whose own config or data are gone.
         config: the run's config file, which knows the tokenizer, if it was moved or does not lie in
             ./configs; needed for text= and regex= alone.
         dry_run: say what would go and change nothing.
@@ -121,7 +120,7 @@ def _of_run(
         texts += [chooser.text_of(row) for row in rows if _is_text(row)]
     texts += lines.texts
     told = [
-        f"{run}: {each.name}: {chosen.sum()} of {each.filled.sum()} stored examples"
+        f"{run}: {each.name}: {(chosen & each.filled).sum()} of {each.filled.sum()} stored examples"
         for each, chosen in zip(holders, meant, strict=True)
     ]
     if not holders:
@@ -164,8 +163,8 @@ def _of_run(
     )
     if short:
         told.append(
-            f"{short} texts of fewer than {remains.LEAST_BYTES} bytes were looked for in the arrays "
-            "alone: they stand by chance in any file"
+            f"{short} texts of fewer than {remains.LEAST_BYTES} bytes were looked for in the "
+            "arrays alone: they stand by chance in any file"
         )
     if left:
         raise InputError(
@@ -199,7 +198,9 @@ def _of_file(
         tokenizer = _chooser(options.tokenizer_of, options, chosen, load)[0].tokenizer
     chooser = selection.Chooser(chosen, labels=labels, tokenizer=tokenizer)
     meant = stored.meant(held, chooser)
-    told = [f"{path}: {meant[0].sum()} of {held[0].filled.sum()} stored examples"]
+    told = [
+        f"{path}: {(meant[0] & held[0].filled).sum()} of {held[0].filled.sum()} stored examples"
+    ]
     if options.dry_run:
         return [*told, "Nothing was changed (--dry-run)."]
     rows = stored.rows(held, meant)
@@ -216,7 +217,7 @@ def _of_file(
 
 
 def _of_lines(options: Options, chosen: selection.Selection) -> list[str]:
-    """A file of lines, such as the one that an online run was given: its copy of it must stay equal."""
+    """A file of lines, such as the one that an online run was given."""
     path, chooser = options.place, selection.Chooser(chosen)
     lines = journal.find(path, chooser, journal.Fields())
     told = [f"{path}: {len(lines.numbers)} of {lines.found} lines"]

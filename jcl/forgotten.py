@@ -1,4 +1,4 @@
-"""forgotten.json: what `jcl forget` has taken out of a run folder, by salted hashes, never by a text.
+"""forgotten.json: what `jcl forget` has taken out of a folder, by salted hashes, never by a text.
 
 An entry is begun before anything is changed and done at the end, so that a command that was cut off
 leaves a trace and is given again. The salt stands beside the hashes: they tell whether a text that

@@ -1,4 +1,4 @@
-"""What differentially private training has spent: epsilon by the moments of the sampled Gaussian."""
+"""What differentially private training has spent: its epsilon, by Rényi accounting."""
 
 import importlib.util
 import math

@@ -17,8 +17,8 @@ _ODD = np.uint64(0x9E3779B97F4A7C15)
 def in_arrays(arrays: Mapping[str, Any], rows: Sequence[np.ndarray]) -> list[str]:
     """The names of the arrays in which one of the rows stands, as numbers one after the other.
 
-    Rows of whole numbers are found in arrays of whole numbers of any type, others in arrays of their
-    own type. A row whose numbers are all the same says nothing and is left out.
+    Rows of whole numbers are found in arrays of whole numbers of any type, others in arrays of
+    their own type. A row whose numbers are all the same says nothing and is left out.
 
     Args:
         arrays: by name.
@@ -68,8 +68,8 @@ def _holds(numbers: np.ndarray, rows: np.ndarray) -> bool:
 
 
 def patterns(texts: Iterable[str], rows: Sequence[np.ndarray]) -> list[bytes]:
-    """The bytes by which texts and rows of ids would stand in a file: as UTF-8, as JSON writes them,
-    and as numbers of any type."""
+    """The bytes by which texts and rows of ids would stand in a file: as UTF-8, as JSON writes
+    them, and as numbers of any type."""
     found = set()
     for text in texts:
         found |= {text.encode(), json.dumps(text)[1:-1].encode()}

@@ -145,9 +145,9 @@ class Chooser:
         if self.selection.by_text:
             if self.tokenizer is None:
                 raise InputError(
-                    "--where text= and regex= need the tokenizer of the run, and the experiment has "
-                    "none: give it one in the config, jcl.Experiment(tokenizer=...), or choose by "
-                    "label= or task=."
+                    "--where text= and regex= need the tokenizer of the run, and the experiment "
+                    "has none: give it one in the config, jcl.Experiment(tokenizer=...), or choose "
+                    "by label= or task=."
                 )
             inputs = _needed(items, "inputs", "text", where)
             if not np.issubdtype(inputs.dtype, np.integer) or inputs.ndim != 2:

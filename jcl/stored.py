@@ -1,7 +1,7 @@
 """The examples that a state stores, found by the names of its arrays, and the state without some.
 
-A memory is a part with "items" and "seen", whatever strategy keeps it; `periodically` keeps a "ring"
-of its last batches.
+A memory is a part with "items" and "seen", whatever strategy keeps it; `periodically` keeps a
+"ring" of its last batches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,6 +31,11 @@ class Holder(NamedTuple):
     axes: tuple[int, ...]
     filled: np.ndarray
     ring: bool = False
+
+    def there(self) -> np.ndarray:
+        """[slots], which hold anything: herding leaves copies in slots that count as empty."""
+        known = _inputs(self.items())
+        return self.filled.ravel() | np.any(known.reshape(len(known), -1) != 0, axis=1)
 
     def items(self) -> dict[str, np.ndarray]:
         """Every slot's example, all axes as one."""
@@ -69,17 +74,17 @@ def holders(arrays: Mapping[str, Any], replicas: int) -> Iterable[Holder]:
         shape = next(iter(leaves.values())).shape
         # [batches, batch] slots, behind the seeds where there are several.
         axes = shape[: 1 + (replicas > 1)]
-        slots = Holder(f"{part}ring", leaves, axes, np.zeros(0), ring=True)
-        known = _inputs(slots.items())
-        # Before it has been filled once, its rows are zeros.
-        filled = np.any(known.reshape(len(known), -1) != 0, axis=1)
-        yield slots._replace(filled=filled.reshape(shape[: len(axes) + 1]))
+        slots = shape[: len(axes) + 1]
+        ring = Holder(f"{part}ring", leaves, axes, np.zeros(slots, bool), ring=True)
+        yield ring._replace(filled=ring.there().reshape(slots))  # at first its rows are zeros
 
 
 def _filled(leaves: Mapping[str, Any], capacity: int) -> np.ndarray:
     if "filled" in leaves:
         return np.asarray(leaves["filled"])
-    held = np.asarray(leaves["stored"]).sum(-1) if "stored" in leaves else np.asarray(leaves["seen"])
+    held = (
+        np.asarray(leaves["stored"]).sum(-1) if "stored" in leaves else np.asarray(leaves["seen"])
+    )
     return np.arange(capacity) < held[..., None]
 
 
@@ -87,7 +92,7 @@ def meant(holders: Sequence[Holder], chooser: Chooser) -> list[np.ndarray]:
     """Of each holder [*axes, capacity]: what is chosen, and every example equal to one of those."""
     meant, known = [], set()
     for each in holders:
-        items, slots = each.items(), np.flatnonzero(each.filled)
+        items, slots = each.items(), np.flatnonzero(each.there())
         chosen = np.zeros(each.filled.size, bool)
         if len(slots):
             only = {name: leaf[slots] for name, leaf in items.items()}
@@ -96,7 +101,7 @@ def meant(holders: Sequence[Holder], chooser: Chooser) -> list[np.ndarray]:
         meant.append(chosen)
     for each, chosen in zip(holders, meant, strict=True):
         same = np.array([row.tobytes() in known for row in _inputs(each.items())], bool)
-        chosen |= same & each.filled.ravel()
+        chosen |= same & each.there()
     return [chosen.reshape(each.filled.shape) for each, chosen in zip(holders, meant, strict=True)]
 
 
@@ -133,5 +138,3 @@ def without(holders: Sequence[Holder], meant: Sequence[np.ndarray]) -> dict[str,
             shape = each.leaves[f"items/{name}"].shape
             taken[f"{each.name}/{name}"] = np.where(wide, other, leaf).reshape(shape)
     return taken
-
-

@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shlex
 import shutil
@@ -15,7 +14,6 @@ import pytest
 from jcl import checkpoint, forget, forgotten, remains, stored
 from jcl.__main__ import main
 from jcl.data import ByteTokenizer
-from jcl.errors import InputError
 from jcl.selection import Chooser, read
 
 CONFIG = Path(__file__).parent / "configs" / "forgetting.py"
@@ -105,7 +103,7 @@ def test_a_text_is_nowhere_in_the_folder_any_more(run, capsys):
     assert command(run, f"text={text}") == 0
     out, _ = told(capsys)
     found = re.search(r"strategy/0: (\d+) of 24 stored examples", out)
-    assert found and int(found[1]) > 0
+    assert int(found[1]) > 0
     assert f"{number - 1} older checkpoints are gone" in out
     assert "Nothing of them is left there. What the model has learned" in out
     assert not stands(run, text)
@@ -113,7 +111,7 @@ def test_a_text_is_nowhere_in_the_folder_any_more(run, capsys):
 
     record = json.loads((run / "forgotten.json").read_text())
     (entry,) = record["forgotten"]
-    assert entry["done"] and entry["left"] == [] and entry["where"] == ["text"]
+    assert (entry["done"], entry["left"], entry["where"]) == (True, [], ["text"])
     row = np.full(32, 257, np.int32)
     row[: len(text)] = list(text.encode())
     salted = hashlib.sha256(record["salt"].encode() + row.tobytes()).hexdigest()
@@ -179,7 +177,7 @@ def test_cut_off_anywhere_it_is_given_again(run, owner, name, monkeypatch, capsy
     assert command(run, f"text={text}") == 0
     assert not stands(run, text)
     (entry,) = json.loads((run / "forgotten.json").read_text())["forgotten"]
-    assert entry["done"] and entry["examples"] == 1
+    assert (entry["done"], entry["examples"]) == (True, 1)
     assert "forgotten" in forgotten.told(run)
 
 
@@ -251,7 +249,9 @@ LINES = [
 def test_lines_of_a_journal_leave_spaces_behind(run, capsys):
     lines = [json.dumps(line).encode() + b"\n" for line in LINES]
     (run / "input.jsonl").write_bytes(b"".join([*lines, b'{"text": "torn']))
-    told_of = [{"line": n, "id": line.get("id"), "loss": 0.5 * n} for n, line in enumerate(LINES, 1)]
+    told_of = [
+        {"line": n, "id": line.get("id"), "loss": 0.5 * n} for n, line in enumerate(LINES, 1)
+    ]
     predictions = "".join(json.dumps(each) + "\n" for each in told_of)
     (run / "predictions.jsonl").write_text(predictions)
     place = run / "checkpoints"
@@ -263,7 +263,9 @@ def test_lines_of_a_journal_leave_spaces_behind(run, capsys):
     assert command(run, "regex=lovelace") == 0
     assert "2 of 6 lines of the journal" in told(capsys)[0]
     after = (run / "input.jsonl").read_bytes()
-    blank = [b" " * (len(line) - 1) + b"\n" if n in (1, 3) else line for n, line in enumerate(lines)]
+    blank = [
+        b" " * (len(line) - 1) + b"\n" if n in (1, 3) else line for n, line in enumerate(lines)
+    ]
     assert after == b"".join([*blank, b'{"text": "torn'])
     kept = (run / "predictions.jsonl").read_text()
     assert len(kept) == len(predictions)
@@ -333,7 +335,9 @@ def test_rows_are_found_in_arrays_of_any_type(dtype):
 
 def test_texts_are_found_in_files_as_json_writes_them(tmp_path):
     text = 'señora "Núñez"'
-    for number, content in enumerate([text, json.dumps(text), json.dumps([text], ensure_ascii=False)]):
+    for number, content in enumerate(
+        [text, json.dumps(text), json.dumps([text], ensure_ascii=False)]
+    ):
         (tmp_path / str(number)).write_text(content)
     np.save(tmp_path / "ids.npy", np.array([3, *text.encode()], np.uint16))
     (tmp_path / "other").write_text("señora Nunez")

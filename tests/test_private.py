@@ -182,9 +182,7 @@ def test_in_a_run_of_tasks_it_is_traced_once_and_replicas_equal_runs():
     alone = [train(compiled, consolidate, state, lambda tree: tree) for state in begin]
     assert len(traces) == 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(alone[0].params))
-    np.testing.assert_array_equal(
-        alone[0].params["body"]["bias"], begin[0].params["body"]["bias"]
-    )
+    np.testing.assert_array_equal(alone[0].params["body"]["bias"], begin[0].params["body"]["bias"])
     together = jcl.over_seeds(learner)
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *begin)
     state = state._replace(step=jnp.int32(0), task_step=jnp.int32(0), task_steps=jnp.int32(1))
@@ -192,9 +190,7 @@ def test_in_a_run_of_tasks_it_is_traced_once_and_replicas_equal_runs():
     state = train(jax.jit(together.step), jax.jit(together.consolidate), state, both)
     for seed, expected in enumerate(alone):
         one = jax.tree.map(lambda leaf: leaf[seed], state.params)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, expected.params
-        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, expected.params)
 
 
 accounting = pytest.mark.skipif(
@@ -216,8 +212,8 @@ def test_epsilon_of_steps_on_all_data_is_that_of_the_gaussian_in_closed_form():
 
 @accounting
 def test_epsilon_of_sampled_steps_against_published_values():
-    """Opacus documents 2.39 for these steps at the best of orders 2, 5, 10, 20 and 100, and 2.95 for
-    60 epochs of MNIST; a finer choice of orders and a later conversion can only lower them."""
+    """Opacus documents 2.39 for these steps at the best of orders 2, 5, 10, 20 and 100, and 2.95
+    for 60 epochs of MNIST; a finer choice of orders and a later conversion can only lower them."""
     short = epsilon(1.0, [Stage(10_000, 100, 300)], delta=1e-5)
     long = epsilon(1.12, [Stage(60_000, 256, 14_062)], delta=1e-5)
     assert 0.85 * 2.39 < short <= 2.39

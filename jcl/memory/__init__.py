@@ -2,8 +2,8 @@
 
 from jcl.memory.aged import aged
 from jcl.memory.by_class import ByClass, balanced, class_balanced, greedy_balanced, herd, herding
-from jcl.memory.forgetting import without
 from jcl.memory.files import save, shapes_alone, starting_from
+from jcl.memory.forgetting import without
 from jcl.memory.in_order import Prioritized, Ring, of, priority, reservoir, ring
 from jcl.memory.policy import Policy, after, check_head, counted, write
 
@@ -12,8 +12,8 @@ __all__ = [
     "Policy",
     "Prioritized",
     "Ring",
-    "aged",
     "after",
+    "aged",
     "balanced",
     "check_head",
     "class_balanced",

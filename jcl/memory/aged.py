@@ -1,5 +1,7 @@
 """Memories that keep nothing for longer than so many examples."""
 
+from typing import Any
+
 import jax.numpy as jnp
 
 from jcl import checks
@@ -7,7 +9,7 @@ from jcl.errors import InputError
 from jcl.memory.policy import AGE, Items, Policy, counted, rows
 
 
-def aged(policy: Policy, most: int) -> Policy:
+def aged(policy: Any, most: int) -> Policy:
     """The policy, which lets go of every item as soon as `most` further examples were offered.
 
     an item is held while age < most, its age the examples offered since.
@@ -41,16 +43,16 @@ def aged(policy: Policy, most: int) -> Policy:
     most = checks.whole("aged", "most", most)
     if not isinstance(policy, Policy) or policy.forget is None:
         raise InputError(
-            f"aged(policy={getattr(policy, '__name__', type(policy).__name__)}): give a memory that "
-            "can let go of items, as in jcl.memory.aged(jcl.memory.reservoir(1000), most=5000)."
+            f"aged(policy={getattr(policy, '__name__', type(policy).__name__)}): give a memory "
+            "that can let go of items, as in aged(jcl.memory.reservoir(1000), most=5000)."
         )
     forget = policy.forget
 
     def check(batch: Items) -> None:
         if rows(batch) > most:
             raise InputError(
-                f"aged(most={most}): {rows(batch)} examples are offered at once, of which the first "
-                "would be too old at once: give at least as many."
+                f"aged(most={most}): {rows(batch)} examples are offered at once, of which the "
+                "first would be too old at once: give at least as many."
             )
 
     def init(batch):

@@ -1,8 +1,8 @@
 """What a memory is without some of its items, one function for each kind of memory.
 
-keep is [capacity], True for the slots that stay; what it says of an empty slot does not matter. What
-goes leaves zeros behind, or copies of what stays, and the counts are such that the policy's insert
-and draw go on as its paper wants them.
+keep is [capacity], True for the slots that stay; what it says of an empty slot does not matter.
+What goes leaves zeros behind, or copies of what stays, and the counts are such that the policy's
+insert and draw go on as its paper wants them.
 """
 
 import collections
@@ -20,10 +20,10 @@ def reservoir(memory: Any, keep: jax.Array, *, aligned: bool = False) -> Any:
 
     seen <- seen (1 - gone / held), the expected number of those ever offered that are left.
 
-    A sample that is not full stays one without a gap. In one that is full every gap is filled with a
-    copy of an item that stays, drawn without replacement as long as there are enough, so that every
-    example ever offered and not gone still has the same expected number of slots, capacity / seen,
-    and so has each to come. (With free slots in place of the copies the next few examples would all
+    A sample that is not full stays one without a gap. In one that is full every gap is filled with
+    a copy of an item that stays, drawn without replacement as long as there are enough, so that
+    every example ever offered and not gone still has the same expected number of slots, capacity /
+    seen, and so has each to come. (With free slots in place of the copies the next few examples would all
     enter; with a seen that begins anew they would displace the rest.)
 
     Args:

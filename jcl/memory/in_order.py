@@ -201,6 +201,7 @@ def priority(
     filled = first(capacity)
     inserted = insert if replacement == "priority" else insert_at_random
     drawn = draw_first(capacity) if draw == "uniform" else draw_by_score
+
     def score(params, batch, aux):
         return aux["losses"]
 

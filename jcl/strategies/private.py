@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from jcl import checks, paths
-from jcl.core import (
-    Strategy, check_complete, check_patterns, chosen_of, lift, split, strategy,
-)  # fmt: skip
+from jcl.core import Strategy, check_complete, check_patterns, chosen_of, lift, split, strategy
 from jcl.errors import InputError
 from jcl.strategies.quadratic import sum_over_examples
 
@@ -49,8 +47,8 @@ def private(
 
     Abadi et al. 2016, algorithm 1, with clipping and noise as optax.contrib has them
     (differentially_private_aggregate, to which it is equal for the same key); a scan over the
-    examples holds one gradient at a time. The batch's size divides, not the number of examples whose
-    mask counts. `jcl run` reports the epsilon that this spends: `jcl.privacy.epsilon`.
+    examples holds one gradient at a time. The batch's size divides, not the number of examples
+    whose mask counts. `jcl run` reports the epsilon that this spends: `jcl.privacy.epsilon`.
 
     It stands around the whole strategy, which may hold optimizers, schedules, per_task, only and
     freeze: nothing within sees an example, a target or a loss (they are zeros there), so that all
@@ -89,8 +87,8 @@ def private(
     if others or part.view is not nothing.view or part.loss is not nothing.loss:
         raise InputError(
             f"private({part.name}): {', '.join(others) or 'a part within'} reads examples, or what "
-            "was kept of them, outside of what is accounted for: leave it out. Optimizers, per_task, "
-            "only and freeze may stand there."
+            "was kept of them, outside of what is accounted for: leave it out. Optimizers, "
+            "per_task, only and freeze may stand there."
         )
 
     def init(params, **rest):
@@ -98,7 +96,8 @@ def private(
         number = jax.tree.leaves(rest["batch"])[0].shape[0]
         if number % chunk:
             raise InputError(
-                f"private(chunk={chunk}) does not divide the batch of {number}: choose one that does."
+                f"private(chunk={chunk}) does not divide the batch of {number}: choose one that "
+                "does."
             )
         check_patterns("private", patterns, params)
         return part.init(params, **rest)

@@ -75,7 +75,7 @@ def sum_over_examples(
     chunk: int,
     name: str,
 ) -> tuple[Params, jax.Array | int]:
-    """The sum and the number of those that count; the arguments are those of `mean_over_examples`."""
+    """The sum, and the number of those that count; arguments as in `mean_over_examples`."""
     number = jax.tree.leaves(batches)[0].shape[0] * jax.tree.leaves(batches)[0].shape[1]
     if number % chunk:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Sentences of four classes, or blocks of a text, with a memory and a ring of batches, for the tests."""
+"""Sentences of four classes, or blocks of a text, with a memory and a ring of batches."""
 
 from dataclasses import dataclass
 
