@@ -22,8 +22,8 @@ from jcl.forgotten import NAME, Record
 CANNOT = (
     "What the model has learned from them is not undone: it stays in the weights, in the "
     "optimizer's moments and in what strategies have computed of all examples (importances, "
-    "anchors, teachers, means of classes). Only training again without them undoes that. The run's own data, exported "
-    "memories and copies elsewhere are as they were."
+    "anchors, teachers, means of classes). Only training again without them undoes that. The run's "
+    "own data, exported memories and copies elsewhere are as they were."
 )
 
 

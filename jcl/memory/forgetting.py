@@ -23,8 +23,8 @@ def reservoir(memory: Any, keep: jax.Array, *, aligned: bool = False) -> Any:
     A sample that is not full stays one without a gap. In one that is full every gap is filled with
     a copy of an item that stays, drawn without replacement as long as there are enough, so that
     every example ever offered and not gone still has the same expected number of slots, capacity /
-    seen, and so has each to come. (With free slots in place of the copies the next few examples would all
-    enter; with a seen that begins anew they would displace the rest.)
+    seen, and so has each to come. (With free slots in place of the copies the next few examples
+    would all enter; with a seen that begins anew they would displace the rest.)
 
     Args:
         memory: a Reservoir; with aligned a Ring as well, which looks the same in a file.
