@@ -12,7 +12,7 @@ import pytest
 import toy
 
 import jcl
-from jcl import InputError, privacy
+from jcl import InputError
 from jcl.privacy import Stage, epsilon
 
 
@@ -193,12 +193,6 @@ def test_in_a_run_of_tasks_it_is_traced_once_and_replicas_equal_runs():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), one, expected.params)
 
 
-accounting = pytest.mark.skipif(
-    not privacy.installed(), reason='needs dp-accounting: pip install "jcl[privacy]"'
-)
-
-
-@accounting
 def test_epsilon_of_steps_on_all_data_is_that_of_the_gaussian_in_closed_form():
     """min over a of T a / (2 s^2) + log((a - 1) / a) - (log delta + log a) / (a - 1)."""
     noise, steps, delta = 8.0, 5, 1e-5
@@ -206,21 +200,36 @@ def test_epsilon_of_steps_on_all_data_is_that_of_the_gaussian_in_closed_form():
     conversion = np.log1p(-1 / order) - (math.log(delta) + np.log(order)) / (order - 1)
     expected = (steps * order / (2 * noise**2) + conversion).min()
     found = epsilon(noise, [Stage(100, 100, steps)], delta=delta)
-    np.testing.assert_allclose(found, expected, rtol=0.01)
-    assert found >= expected - 1e-6  # the library's orders are fewer
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+    assert found >= expected  # whole orders alone
 
 
-@accounting
-def test_epsilon_of_sampled_steps_against_published_values():
-    """Opacus documents 2.39 for these steps at the best of orders 2, 5, 10, 20 and 100, and 2.95
-    for 60 epochs of MNIST; a finer choice of orders and a later conversion can only lower them."""
-    short = epsilon(1.0, [Stage(10_000, 100, 300)], delta=1e-5)
-    long = epsilon(1.12, [Stage(60_000, 256, 14_062)], delta=1e-5)
-    assert 0.85 * 2.39 < short <= 2.39
-    assert 0.85 * 2.95 < long <= 2.95
+@pytest.mark.parametrize(
+    ("order", "chance", "noise"), [(2, 0.1, 1.0), (5, 0.02, 0.7), (9, 0.3, 2.0)]
+)
+def test_epsilon_is_of_the_divergence_between_the_two_mixtures(order, chance, noise):
+    """R_a = log(E_{x ~ N(0, s^2)} ((1 - q) + q N(x; 1) / N(x; 0))^a) / (a - 1), integrated."""
+    delta = 1e-6
+    x = np.linspace(-30, 60, 400_001)
+    ratio = (1 - chance) + chance * np.exp((2 * x - 1) / (2 * noise**2))
+    density = np.exp(-(x**2) / (2 * noise**2)) / (noise * np.sqrt(2 * np.pi))
+    divergence = np.log(np.trapezoid(density * ratio**order, x)) / (order - 1)
+    conversion = np.log1p(-1 / order) - (math.log(delta) + np.log(order)) / (order - 1)
+    stage = Stage(1000, int(1000 * chance), 3)
+    found = epsilon(noise, [stage], delta=delta, orders=[order])
+    np.testing.assert_allclose(found, 3 * divergence + conversion, rtol=1e-6)
 
 
-@accounting
+def test_epsilon_against_published_values():
+    """Opacus documents 2.39 for these steps at the best of these orders, which is 5; dp-accounting
+    0.6.0 gives the second and third at jcl's own orders, and 2.5186 with some between them."""
+    stage = Stage(10_000, 100, 300)
+    assert round(epsilon(1.0, [stage], delta=1e-5, orders=[2, 5, 10, 20, 100]), 2) == 2.39
+    np.testing.assert_allclose(epsilon(1.0, [stage], delta=1e-5), 1.482202340127345)
+    mnist = Stage(60_000, 256, 14_062)
+    np.testing.assert_allclose(epsilon(1.12, [mnist], delta=1e-5), 2.521465890911070)
+
+
 def test_stages_add_up_and_more_noise_spends_less():
     stage = Stage(1000, 50, 40)
     twice = Stage(1000, 50, 80)
@@ -233,12 +242,6 @@ def test_stages_add_up_and_more_noise_spends_less():
     assert epsilon(0.0, [stage], delta=1e-5) == math.inf
     with pytest.raises(InputError, match=re.escape("below 1 / 1000")):
         epsilon(1.0, [stage], delta=1e-3)
-
-
-def test_without_the_library_it_says_which_extra(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
-    with pytest.raises(InputError, match=re.escape('pip install "jcl[privacy]"')):
-        epsilon(1.0, [Stage(1000, 50, 40)], delta=1e-5)
 
 
 CONFIG = """
@@ -256,7 +259,7 @@ def build(config):
         inputs = draw.normal(size=(size, 4)).astype(np.float32)
         return jcl.data.Arrays({"inputs": inputs, "targets": (inputs[:, 0] > 0).astype(np.int32)})
     tasks = []
-    for name, size in (("one", 40), ("two", 60)):
+    for name, size in (("one", 40), ("two", 64)):
         train, test = part(size), part(8)
         tasks.append(jcl.data.Task(name, train, test, train.hash()))
     model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(), classes=2))
@@ -264,12 +267,11 @@ def build(config):
         name="private", model=model, loss_fn=jcl.losses.classify(model.apply),
         strategy=jcl.private(optax.sgd(0.1), clip=1.0, noise_multiplier=config.noise, delta=1e-3),
         stream=jcl.data.Stream("toy", tuple(tasks)), measure=jcl.losses.accuracy(model.apply),
-        batch_size=4, epochs=1, seed=config.seed,
+        batch_size=8, epochs=1, seed=config.seed,
     )
 """
 
 
-@accounting
 def test_the_report_tells_epsilon(tmp_path, capsys):
     from jcl.__main__ import main
 
@@ -277,10 +279,10 @@ def test_the_report_tells_epsilon(tmp_path, capsys):
     config.write_text(CONFIG)
     assert main(["run", str(config), "--out", str(run)]) == 0
     (found,) = json.loads((run / "report.json").read_text())["privacy"]
-    stages = [Stage(40, 4, 10), Stage(60, 4, 15)]
+    stages = [Stage(40, 8, 5), Stage(64, 8, 8)]
     np.testing.assert_allclose(found["epsilon"], epsilon(1.0, stages, delta=1e-3))
     assert [each["name"] for each in found["stages"]] == ["one", "two"]
-    assert [each["steps"] for each in found["stages"]] == [10, 15]
+    assert [each["steps"] for each in found["stages"]] == [5, 8]
     told = f"epsilon {found['epsilon']:.3g} at delta 0.001"
     assert told in " ".join(capsys.readouterr().out.split())
     assert told in (run / "report.md").read_text()
