@@ -91,7 +91,8 @@ def _divergence(order: int, noise_multiplier: float, stage: Stage) -> float:
     k = np.arange(order + 1)
     chosen = gammaln(order + 1) - gammaln(k + 1) - gammaln(order - k + 1)
     terms = chosen + k * math.log(chance) + (order - k) * math.log1p(-chance)
-    return float(logsumexp(terms + (k**2 - k) / (2 * noise_multiplier**2))) / (order - 1)
+    total = logsumexp(terms + (k**2 - k) / (2 * noise_multiplier**2))
+    return np.asarray(total).item() / (order - 1)
 
 
 def accounted(experiment: Experiment) -> dict[str, Any] | None:

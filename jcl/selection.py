@@ -122,7 +122,7 @@ class Chooser:
             self._normal = [self._decoded(self._encoded(text)) for text in selection.texts]
             named = [getattr(tokenizer, f"{name}_token_id", None) for name in _MARKS]
             named += [getattr(tokenizer, name, None) for name in ("separator", "pad")]
-            self._marks = [each for each in named if isinstance(each, int | np.integer)]
+            self._marks = [int(each) for each in named if isinstance(each, int | np.integer)]
 
     def of_items(self, items: Mapping[str, np.ndarray], where: str) -> np.ndarray:
         """[number], whether each item is meant.

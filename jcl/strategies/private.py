@@ -111,8 +111,8 @@ def private(
             key = None if key_examples is None else key
             gradient = jax.grad(lambda params: loss_fn(params, example, key)[0])(params)
             leaves, structure = jax.tree.flatten(chosen_of(gradient, patterns))
-            leaves, _ = optax.per_example_global_norm_clip([leaf[None] for leaf in leaves], clip)
-            return jax.tree.unflatten(structure, leaves)
+            cut, _ = optax.per_example_global_norm_clip([leaf[None] for leaf in leaves], clip)
+            return jax.tree.unflatten(structure, jax.tree.leaves(cut))
 
         one = jax.tree.map(lambda leaf: leaf[None], batch)
         chosen = chosen_of(params, patterns)
