@@ -187,7 +187,7 @@ class Chooser:
             return any(_overlaps(whole, text) for text in self._normal)
         cut = self._is_full(row)
         return any(
-            text == each or (cut and len(each) >= EDGE and text.startswith(each))
+            text == each or (cut and text.startswith(each))
             for text in self._normal
             for each in texts
         )

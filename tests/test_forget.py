@@ -316,6 +316,24 @@ def test_lines_of_a_journal_leave_spaces_behind(run, capsys):
     assert [bool(line.strip()) for line in left] == [True, False, True, False, True]
 
 
+def test_a_file_of_lines_is_blanked_as_its_copy_in_the_run_folder(run, tmp_path, capsys):
+    file = tmp_path / "lines.jsonl"
+    for path in (file, run / "input.jsonl"):
+        path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    size = file.stat().st_size
+    assert command(file, "text=my card is lost", "--dry-run", config=None) == 0
+    assert "2 of 5 lines" in told(capsys)[0]
+    assert file.read_bytes() == (run / "input.jsonl").read_bytes()
+    assert command(file, "text=my card is lost", config=None) == 0
+    assert command(run, "text=my card is lost") == 0
+    assert file.read_bytes() == (run / "input.jsonl").read_bytes()
+    assert file.stat().st_size == size
+    assert [bool(line.strip()) for line in file.read_bytes().splitlines()] == [0, 1, 1, 1, 0]
+    file.write_text('{"text": "a", "more": "my card is lost"}')
+    assert command(file, "text=my card is lost", config=None) == 1
+    assert "another field, still holds a text" in told(capsys)[1]
+
+
 def test_what_is_not_understood_is_refused(run, tmp_path, capsys):
     def refused(*arguments, config=CONFIG):
         assert command(*arguments, config=config) == 1
