@@ -74,10 +74,10 @@ def stands(run, text):
         alone = run.parent / "alone"
         shutil.copytree(number, alone / "000000")
         for path, leaf in checkpoint.read(alone).items():
-            if "key<" not in str(leaf.dtype) and " ".join(map(str, ids)) in " ".join(
-                map(str, np.asarray(leaf).ravel().tolist())
-            ):
-                found.append(path)
+            if "int" in str(leaf.dtype):
+                numbers = np.asarray(leaf).ravel().tolist()
+                if " ".join(map(str, ids)) in " ".join(map(str, numbers)):
+                    found.append(path)
         shutil.rmtree(alone)
     return found
 

@@ -1,5 +1,6 @@
 """DP-SGD: the clipped and noisy gradient, what may see it, and the epsilon that is told."""
 
+import dataclasses
 import json
 import math
 import re
@@ -10,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 import toy
+from everything import costly
 
 import jcl
-from jcl import InputError
+from jcl import InputError, privacy, report
+from jcl.__main__ import load_config, main
 from jcl.privacy import Stage, epsilon
 
 
@@ -272,9 +275,34 @@ def build(config):
 """
 
 
-def test_the_report_tells_epsilon(tmp_path, capsys):
-    from jcl.__main__ import main
+def test_an_experiment_is_accounted_for_and_reported(tmp_path, capsys):
+    config = tmp_path / "private.py"
+    config.write_text(CONFIG)
+    module = load_config(config)
+    found = privacy.accounted(module.build(module.Config()))
+    assert found is not None
+    expected = epsilon(1.0, [Stage(40, 8, 5), Stage(64, 8, 8)], delta=1e-3)
+    np.testing.assert_allclose(found["epsilon"], expected)
+    assert [each["steps"] for each in found["stages"]] == [5, 8]
+    matrix = [[[0.5, 0.5]] * 3]
+    made = report.make(
+        name="private", tasks=["one", "two"], measure="accuracy", higher_is_better=True,
+        seeds=[0], matrix=matrix, wall_seconds=1.0, steps=13, step_seconds_median=None,
+        traces={}, config={}, versions={}, privacy=[found],
+    )  # fmt: skip
+    report.write(tmp_path, made)
+    assert report.read(tmp_path)["privacy"] == [found]
+    told = f"epsilon {found['epsilon']:.3g} at delta 0.001"
+    assert told in (tmp_path / "report.md").read_text()
+    silent = privacy.accounted(module.build(module.Config(noise=0.0)))
+    assert silent is not None
+    assert silent["epsilon"] is None
+    plain = dataclasses.replace(module.build(module.Config()), strategy=SGD)
+    assert privacy.accounted(plain) is None
 
+
+@costly
+def test_a_run_reports_its_epsilon(tmp_path, capsys):
     config, run = tmp_path / "private.py", tmp_path / "run"
     config.write_text(CONFIG)
     assert main(["run", str(config), "--out", str(run)]) == 0
