@@ -79,6 +79,7 @@ OTHERS = {
             "herding",
             "priority",
             "balanced",
+            "aged",
             "starting_from",
         ),
         True,

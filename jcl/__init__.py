@@ -1,7 +1,7 @@
 """jcl: continual and online learning for language models in JAX."""
 
 import jcl.stopping as _stopping  # noqa: F401, first, before JAX is imported
-from jcl import data, drift, losses, memory, meta, models, online, probes, space
+from jcl import data, drift, losses, memory, meta, models, online, privacy, probes, space
 from jcl.by_path import by_path
 from jcl.core import (
     Strategy,
@@ -41,6 +41,7 @@ from jcl.strategies import (
     olora,
     on_drift,
     packnet,
+    private,
     progressive_prompts,
     replay,
     restarting,
@@ -99,6 +100,8 @@ __all__ = [
     "packnet",
     "per_task",
     "periodically",
+    "privacy",
+    "private",
     "probes",
     "progressive_prompts",
     "prototypes",

@@ -1,4 +1,4 @@
-"""The command line: jcl run, online, search, select, plan, generate, report, memory, export."""
+"""The command line; its commands are in USAGE."""
 
 import ast
 import dataclasses
@@ -37,6 +37,7 @@ USAGE = """jcl: continual and online learning for language models
   jcl generate RUN --prompt TEXT [--prompt TEXT ...] [--steps N] [...]      what a run would write
   jcl report RUN [RUN ...] [--html FILE.html]               runs side by side, or as a page
   jcl memory RUN FILE.npz [--seed N] [--part STATE/PATH]   a run's memory, for another run
+  jcl forget RUN --where text=TEXT [--where label=NAME ...]  takes examples out of what it keeps
   jcl export RUN FOLDER [--lora merged|adapter] [--seed N]     a run's model, for Hugging Face
   jcl list [FOLDER]                                                         what there is to use
 
@@ -196,6 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
         "generate": _generate,
         "report": _report,
         "memory": _memory,
+        "forget": _forget,
         "export": _export,
         "list": _list,
     }
@@ -566,6 +568,14 @@ def _memory(arguments: list[str]) -> None:
     )
     told = f"{options.file}: {part} of seed {seed}, {arrays['seen']} examples offered"
     _console().print(told, soft_wrap=True)
+
+
+def _forget(arguments: list[str]) -> None:
+    from jcl import forget
+
+    options = tyro.cli(forget.Options, args=arguments, prog="jcl forget")
+    for line in forget.forget(options, load_config):
+        _console().print(line, soft_wrap=True)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -66,8 +66,7 @@ def reopen(
     folder.check_no_grid(run, description)
     seeds = description["seeds"]
     which = _place(run, seeds, seeds[0] if seed is None else seed)
-    module = load(_config_file(run, description, config_file))
-    experiment = module.build(_config(run, module.Config, description.get("config", {})))
+    experiment = rebuilt(run, load, config_file)
     functions = learner(
         experiment.loss_fn, experiment.strategy, measure=experiment.measure.function
     )
@@ -104,6 +103,15 @@ def reopen(
     where = f"after {step} steps of" if step else "after"
     where = f"{where} {stage_name(experiment, task)}" if stage or step else "before its first step"
     return Reopened(experiment, state, task, f"{where}, seed {seeds[which]}")
+
+
+def rebuilt(
+    run: Path, load: Callable[[Path], ModuleType], config_file: Path | None = None
+) -> Experiment:
+    """The experiment of a run folder; arguments and errors are those of `reopen`."""
+    description = folder.read_config(run / "config.json")
+    module = load(_config_file(run, description, config_file))
+    return module.build(_config(run, module.Config, description.get("config", {})))
 
 
 def learned_params(run: str | Path, seed: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,7 +126,13 @@ def save(folder: Path, state: Any, progress: dict[str, Any], *, keep: int = 2) -
     return _begun(folder, state, progress, keep)()
 
 
-def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Callable[[], Path]:
+def _begun(
+    folder: Path,
+    state: Any,
+    progress: dict[str, Any],
+    keep: int,
+    paths: Sequence[str] | None = None,
+) -> Callable[[], Path]:
     """Begins to write a checkpoint; the function returned ends it, in any thread."""
     numbers = hosts.told(_numbers(folder))
     final = folder / f"{max(numbers, default=-1) + 1:06d}"
@@ -134,7 +140,7 @@ def _begun(folder: Path, state: Any, progress: dict[str, Any], keep: int) -> Cal
     last = f"checkpoint {max(numbers):06d} stays" if numbers else "there is none before it"
     leaves = {
         name: {"path": path, "shape": list(leaf.shape), "dtype": str(leaf.dtype)}
-        for (name, leaf), path in zip(_named(state).items(), _paths(state), strict=True)
+        for (name, leaf), path in zip(_named(state).items(), paths or _paths(state), strict=True)
     }
     with _cleared(partial, final, last):
         hosts.by_first(lambda: _begin(partial))
@@ -256,6 +262,35 @@ def read(folder: Path) -> dict[str, Any]:
     if found is None:
         raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
     return found
+
+
+def rewrite(
+    folder: Path,
+    change: Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]],
+) -> Path:
+    """Leaves one checkpoint, the newest intact one as `change` makes it anew; returns its path.
+
+    All others go, damaged and unfinished ones too. A kill leaves the old ones, the new one or both.
+
+    Args:
+        folder: the run's `checkpoints/`; the caller holds the run folder's lock.
+        change: (the arrays by their paths, as `read` gives them, the progress) -> others of the
+            same paths, shapes and types, and another progress.
+
+    Raises:
+        InputError: there is no intact checkpoint, or it is of a newer or older schema.
+        SaveError: the new one could not be written; the old ones stay.
+    """
+    old = read(folder)
+    progress = _of_newest(folder, _progress, own=False)
+    new, progress = change(old, progress or {})
+    leaves = [jnp.asarray(new[path]) for path in old]
+    final = _begun(folder, leaves, progress, 1, tuple(old))()
+    for other in folder.iterdir():
+        if other != final:
+            shutil.rmtree(other) if other.is_dir() else other.unlink()
+    _sync(folder)
+    return final
 
 
 def _of_newest(folder: Path, load: Callable[[Path], Loaded], *, own: bool) -> Loaded | None:

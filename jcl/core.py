@@ -47,6 +47,7 @@ class Strategy(NamedTuple):
         optimizes: whether it makes a step of the gradient, as optax transformations are taken to.
         covers: (path of a parameter) -> whether it makes that one's step, or holds it still.
         needs: keys that a batch must hold in an evaluation, such as "task".
+        privacy: what `private` promises, to be accounted for; None of anything else.
 
     `loss_fn` is the task's loss through all views, without any strategy's terms. A key of None
     means deterministic, in every function.
@@ -63,6 +64,7 @@ class Strategy(NamedTuple):
     optimizes: bool = False
     needs: frozenset[str] = frozenset()
     covers: Callable[[Any], bool] = lambda path: False
+    privacy: Any = None
 
 
 def _no_state(params: Params, **_: Any) -> State:

@@ -5,6 +5,7 @@ metrics.jsonl  a line per logged step and per evaluation
 checkpoints/   see checkpoint.py
 report.json    report.md    matrix.png
 input.jsonl    batches.jsonl    predictions.jsonl    of `jcl online`, see online/journal.py
+forgotten.json what was taken out of it, see forget.py
 tensorboard/   wandb/       mlflow/     where a run was given such trackers, see tracking.py
 """
 
@@ -38,7 +39,7 @@ MACHINE = ("versions", "devices", "mesh", "replicas", "threads", "flags")
 CONTENTS = (
     "report.json", "report.md", "matrix.png", "metrics.jsonl", "checkpoints",
     "tensorboard", "wandb", "mlflow", "predictions.jsonl", "batches.jsonl", "input.jsonl",
-    "config.json",
+    "forgotten.json", "config.json",
 )  # fmt: skip
 # What config.json holds at least, and what it may hold beside it.
 _HELD = {"seeds": [int]}
@@ -196,6 +197,21 @@ def opened(folder: Path, description: dict[str, Any], *, fresh: bool) -> Iterato
                 (folder / "lock").unlink()
                 for path in made:
                     path.rmdir()
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keeps every other process out of a run folder meanwhile.
+
+    Raises:
+        InputError: it cannot be written, is in use, or holds a link.
+    """
+    lock = _lock(folder)
+    try:
+        _refuse_links(folder)
+        yield
+    finally:
         os.close(lock)
 
 

@@ -72,9 +72,9 @@ def learner(
             the examples that count (whose mask is not all 0) and their number.
 
     Raises:
-        InputError: skip_nonfinite stands inside the strategy; at init, if there are params for
-            which no part of the strategy makes a step of the gradient, so that it would be added as
-            it is.
+        InputError: skip_nonfinite or private stands inside the strategy; at init, if there are
+            params for which no part of the strategy makes a step of the gradient, so that it would
+            be added as it is.
 
     >>> import jax, jax.numpy as jnp, jcl, optax
     >>> def loss_fn(params, batch, key):
@@ -92,6 +92,12 @@ def learner(
         raise InputError(
             f"{strategy.name}: skip_nonfinite stands around the whole strategy, so that it leaves "
             "out all of a step: skip_nonfinite(chain(...), most=...)."
+        )
+
+    if strategy.name.find("private(") > 0:
+        raise InputError(
+            f"{strategy.name}: private stands around the whole strategy, since what stands beside "
+            "it reads examples outside of what is accounted for: private(chain(...), clip=...)."
         )
 
     def task_loss(strategy_state):

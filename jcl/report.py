@@ -29,6 +29,11 @@ GRID_SHAPE = {
     "by_setting": [{"setting": {str: strict.NUMBER}, "metrics": _METRICS}],
 }  # fmt: skip
 _WHERE = {"task": str, "step": int}  # a replica of a grid has diverged
+# Of a run by jcl.private alone, of each replica.
+PRIVACY_SHAPE = {
+    "epsilon": _SOME, "delta": strict.NUMBER, "clip": strict.NUMBER,
+    "noise_multiplier": strict.NUMBER, "assumed": str,
+}  # fmt: skip
 
 
 def make(
@@ -47,6 +52,7 @@ def make(
     versions: dict[str, str],
     settings: Sequence[Mapping[str, float]] = (),
     diverged: Sequence[Mapping[str, Any] | None] = (),
+    privacy: Sequence[Mapping[str, Any] | None] = (),
 ) -> dict[str, Any]:
     """The content of report.json; matrix is [seed][row][task], row 0 before training.
 
@@ -72,6 +78,8 @@ def make(
         "config": config,
         "versions": versions,
     }
+    if any(privacy):
+        report["privacy"] = [dict(each or {}) for each in privacy]
     if not any(settings):
         return report
     gone = {"diverged": list(diverged)} if any(diverged) else {}
@@ -163,6 +171,7 @@ def _check(report: dict[str, Any]) -> None:
         ValueError: they do not.
     """
     strict.fits(report, SHAPE)
+    strict.fits({"privacy": report.get("privacy", [])}, {"privacy": [PRIVACY_SHAPE]})
     tasks, seeds, matrix = report["tasks"], report["seeds"], report["matrix"]
     rows = {len(each) for each in matrix}
     columns = {len(row) for each in matrix for row in each}
@@ -239,6 +248,9 @@ def show(reports: Sequence[dict[str, Any]], console: Console) -> None:
     table.add_row("seeds", *(str(len(report["seeds"])) for report in reports))
     table.add_row("seconds", *(f"{report['wall_seconds']:.0f}" for report in reports))
     console.print(table)
+    for report in reports:
+        for line in _privacy(report):
+            console.print(f"{report['name']}: {line}")
 
 
 def _title(report: dict[str, Any]) -> str:
@@ -318,10 +330,22 @@ def _markdown(report: dict[str, Any]) -> str:
     median = report["step_seconds_median"]
     lines += ["", f"{report['steps']} steps in {report['wall_seconds']:.0f} s"]
     lines[-1] += "." if median is None else f", median {median * 1000:.1f} ms a step."
+    lines += [line for each in _privacy(report) for line in ("", each)]
     lines += ["", "| setting | value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in report["config"].items()]
     lines += ["", ", ".join(f"{name} {version}" for name, version in report["versions"].items())]
     return "\n".join(lines) + "\n"
+
+
+def _privacy(report: dict[str, Any]) -> list[str]:
+    """A sentence on what each replica's training has spent; seeds of one setting spend the same."""
+    told = [
+        f"epsilon {'infinite' if each['epsilon'] is None else format(each['epsilon'], '.3g')} at "
+        f"delta {each['delta']:g} (clip {each['clip']:g}, noise {each['noise_multiplier']:g} times "
+        f"that); {each['assumed']}."
+        for each in report.get("privacy", [])
+    ]
+    return list(dict.fromkeys(told))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:

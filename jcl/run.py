@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, checks, folder, hosts, report, strict, tracking
+from jcl import checkpoint, checks, folder, forgotten, hosts, privacy, report, strict, tracking
 from jcl.allocator import keep_freed_memory
 from jcl.errors import FIRST_REMEDY, REMEDY, InputError, OutOfMemory, SaveError, Stopped
 from jcl.experiment import Experiment, known, stage_name, stage_steps
@@ -120,6 +120,7 @@ def run(
     with hosts.together():
         program = program_of(_build(build, config, seeds, grid), mesh, sharing=replicas)
         first = program.experiments[0]
+        private = [privacy.accounted(experiment) for experiment in program.experiments]
         path = Path(out) if out else Path("runs") / config_file.stem / first.name
         description = folder.describe(
             name=first.name,
@@ -141,13 +142,16 @@ def run(
         hosts.by_first(lambda: stack.enter_context(folder.opened(path, description, fresh=fresh)))
         with hosts.together():
             folder.check_shared(path)
+        if said := hosts.by_first(lambda: forgotten.told(path)):
+            console.print(said, soft_wrap=True)
         finished = hosts.by_first(lambda: _finished(path))
         if finished:
             console.print(f"{path} is finished already; --fresh starts it again.")
             return finished, path
         try:
             trained = _train(
-                program, path, description, save_minutes, keep, track, console, stopping, watch
+                program, path, description, private, save_minutes, keep, track, console, stopping,
+                watch,
             )
             return trained, path
         except jax.errors.JaxRuntimeError as error:
@@ -168,6 +172,7 @@ def _train(
     program: Program,
     path: Path,
     description: dict[str, Any],
+    private: list[dict[str, Any] | None],
     save_minutes: float,
     keep: int,
     track: Sequence[str],
@@ -333,6 +338,7 @@ def _train(
             versions=description["versions"],
             settings=[replica.setting for replica in program.replicas],
             diverged=position.diverged,
+            privacy=private,
         )
         finished = hosts.by_first(lambda: _write(path, made))
     return finished

@@ -140,6 +140,10 @@ TABLE = {
         jcl.replay(jcl.memory.priority(24, replacement="random"), size=8, strength=strength),
         ADAMW,
     ],
+    "replay, aged": lambda strength: [
+        jcl.replay(jcl.memory.aged(jcl.memory.reservoir(24), most=40), size=8, strength=strength),
+        ADAMW,
+    ],
     "replay, herding": lambda strength: [
         jcl.replay(
             jcl.memory.herding(24, 3, lambda params, inputs: inputs @ params["body"]["kernel"]),
@@ -242,7 +246,8 @@ OPTIONS = {
     "only si", "only mas, in chunks", "l2 toward initial", "only lwf", "only rwalk, in chunks",
     "only shrink and perturb", "agem at the step", "only agem", "gss, grouped", "freeze all but",
     "separate heads", "der, top", "replay, priority", "replay, greedy balanced",
-    "replay, priority, at random", "only ewc", "online ewc", "only la_maml, second order",
+    "replay, priority, at random", "replay, aged", "only ewc", "online ewc",
+    "only la_maml, second order",
 }  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """Memories that live inside a strategy's state, on the device, filled and drawn inside the step."""
 
+from jcl.memory.aged import aged
 from jcl.memory.by_class import ByClass, balanced, class_balanced, greedy_balanced, herd, herding
 from jcl.memory.files import save, shapes_alone, starting_from
+from jcl.memory.forgetting import without
 from jcl.memory.in_order import Prioritized, Ring, of, priority, reservoir, ring
 from jcl.memory.policy import Policy, after, check_head, counted, write
 
@@ -11,6 +13,7 @@ __all__ = [
     "Prioritized",
     "Ring",
     "after",
+    "aged",
     "balanced",
     "check_head",
     "class_balanced",
@@ -25,5 +28,6 @@ __all__ = [
     "save",
     "shapes_alone",
     "starting_from",
+    "without",
     "write",
 ]

@@ -10,9 +10,11 @@ from jaxtyping import Array, Bool, Float, Int
 from jcl import checks
 from jcl.errors import InputError
 from jcl.losses import outputs
+from jcl.memory import forgetting
 from jcl.memory.policy import (
     Items,
     Policy,
+    at,
     counted,
     draw_weighted,
     empty,
@@ -160,7 +162,10 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
     def score(params, batch, aux):
         return outputs(features, params, batch)
 
-    return Policy(init, insert, draw, lambda memory: memory.filled, score, True, classes)
+    def filled(memory):
+        return memory.filled
+
+    return Policy(init, insert, draw, filled, score, True, classes, forget=forgetting.herded)
 
 
 def herd(
@@ -280,9 +285,9 @@ def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]
         slot = jax.random.randint(
             key_or_own(memory, key, 1), (size,), 0, jnp.maximum(memory.stored.sum(), 1)
         )
-        return jax.tree.map(lambda kept: kept[slot], memory.items)
+        return at(memory, slot)
 
-    return Policy(init, insert, draw, filled, classes=classes)
+    return Policy(init, insert, draw, filled, classes=classes, forget=forgetting.by_class)
 
 
 def _check_classes(name: str, capacity: int, classes: int) -> tuple[int, int]:

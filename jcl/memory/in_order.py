@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jcl import checks
 from jcl.errors import InputError
+from jcl.memory import forgetting
 from jcl.memory.policy import (
     Items,
     Policy,
@@ -71,7 +72,7 @@ def reservoir(capacity: int) -> Policy:
         slot = jnp.where(place < 0, capacity, slot)
         return Reservoir(write(memory.items, batch, slot), memory.seen + number)
 
-    return Policy(init, insert, draw_first(capacity), first(capacity))
+    return Policy(init, insert, draw_first(capacity), first(capacity), forget=forgetting.reservoir)
 
 
 class Ring(NamedTuple):
@@ -106,7 +107,7 @@ def ring(capacity: int) -> Policy:
         )
         return Ring(items, memory.seen + number)
 
-    return Policy(init, insert, draw_first(capacity), first(capacity))
+    return Policy(init, insert, draw_first(capacity), first(capacity), forget=forgetting.ring)
 
 
 class Prioritized(NamedTuple):
@@ -200,4 +201,8 @@ def priority(
     filled = first(capacity)
     inserted = insert if replacement == "priority" else insert_at_random
     drawn = draw_first(capacity) if draw == "uniform" else draw_by_score
-    return Policy(init, inserted, drawn, filled, lambda params, batch, aux: aux["losses"])
+
+    def score(params, batch, aux):
+        return aux["losses"]
+
+    return Policy(init, inserted, drawn, filled, score, forget=forgetting.prioritized)

@@ -15,6 +15,7 @@ from jcl.core import never
 from jcl.errors import InputError
 
 Items = dict[str, Any]
+AGE = "age"  # of every item of `aged`: the examples offered since
 
 
 class Origin(NamedTuple):
@@ -44,6 +45,8 @@ class Policy(NamedTuple):
             only.
         classes: how many it tells apart; None where labels do not matter.
         origin: of a memory that begins with what another run has stored.
+        forget: (memory, keep) -> memory without the items of the slots where keep, [capacity], is
+            False; None where it cannot let go of any.
     """
 
     init: Callable[[Items], Any]
@@ -54,6 +57,7 @@ class Policy(NamedTuple):
     boundary: bool = False
     classes: int | None = None
     origin: Origin | None = None
+    forget: Callable[[Any, jax.Array], Any] | None = None
 
 
 def check_head(policy: Policy, aux: dict[str, Any]) -> None:
@@ -130,7 +134,7 @@ def draw_first(capacity: int) -> Callable[[Any, int, jax.Array | None], Items]:
     def draw(memory, size, key):
         filled = jnp.clip(memory.seen, 1, capacity)
         slot = jax.random.randint(key_or_own(memory, key, 1), (size,), 0, filled)
-        return jax.tree.map(lambda kept: kept[slot], memory.items)
+        return at(memory, slot)
 
     return draw
 
@@ -140,9 +144,15 @@ def draw_weighted(memory: Any, weights: jax.Array, size: int, key: jax.Array | N
     upto = jnp.cumsum(weights)
     height = upto[-1] * (1 - jax.random.uniform(key_or_own(memory, key, 1), (size,)))
     slot = jnp.searchsorted(upto, height)
-    return jax.tree.map(lambda kept: kept[slot], memory.items)
+    return at(memory, slot)
 
 
 def key_or_own(memory: Any, key: jax.Array | None, purpose: int) -> jax.Array:
     """The key given, or, where none is, one of the memory's counter and the purpose alone."""
     return jax.random.fold_in(jax.random.key(purpose), memory.seen) if key is None else key
+
+
+def at(memory: Any, slot: jax.Array) -> Items:
+    """The items in these slots, as a batch."""
+    shown = {name: leaf for name, leaf in memory.items.items() if name != AGE}
+    return jax.tree.map(lambda kept: kept[slot], shown)

@@ -19,6 +19,7 @@ from jcl.strategies.nearest_class_mean import nearest_class_mean
 from jcl.strategies.olora import olora
 from jcl.strategies.on_drift import on_drift
 from jcl.strategies.packnet import packnet
+from jcl.strategies.private import private
 from jcl.strategies.progressive_prompts import progressive_prompts
 from jcl.strategies.replay import replay
 from jcl.strategies.restarting import restarting
@@ -52,6 +53,7 @@ __all__ = [
     "olora",
     "on_drift",
     "packnet",
+    "private",
     "progressive_prompts",
     "replay",
     "restarting",

@@ -62,6 +62,20 @@ def mean_over_examples(
         chunk: examples computed at once; it must divide their number.
         name: of the strategy, for the message.
     """
+    total, number = sum_over_examples(function, params, batches, key, chunk=chunk, name=name)
+    return jax.tree.map(lambda leaf: leaf / number, total)
+
+
+def sum_over_examples(
+    function: Callable[[Batch, jax.Array], Params],
+    params: Params,
+    batches: Batch,
+    key: jax.Array | None,
+    *,
+    chunk: int,
+    name: str,
+) -> tuple[Params, jax.Array | int]:
+    """The sum, and the number of those that count; arguments as in `mean_over_examples`."""
     number = jax.tree.leaves(batches)[0].shape[0] * jax.tree.leaves(batches)[0].shape[1]
     if number % chunk:
         raise InputError(
@@ -91,5 +105,4 @@ def mean_over_examples(
 
     nothing = jax.tree.map(jnp.zeros_like, params)
     total, _ = jax.lax.scan(add, nothing, (groups, keys, counts))
-    divisor = number if counts is None else jnp.maximum(counts.sum(), 1.0)
-    return jax.tree.map(lambda leaf: leaf / divisor, total)
+    return total, number if counts is None else jnp.maximum(counts.sum(), 1.0)
