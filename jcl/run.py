@@ -150,7 +150,15 @@ def run(
             return finished, path
         try:
             trained = _train(
-                program, path, description, private, save_minutes, keep, track, console, stopping,
+                program,
+                path,
+                description,
+                private,
+                save_minutes,
+                keep,
+                track,
+                console,
+                stopping,
                 watch,
             )
             return trained, path
