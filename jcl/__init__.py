@@ -18,6 +18,7 @@ from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
 from jcl.meta import implicit_maml, maml, prototypes, reptile
+from jcl.mixup import mixup
 from jcl.strategies import (
     agem,
     der,
@@ -79,6 +80,7 @@ __all__ = [
     "mer",
     "meta",
     "mir",
+    "mixup",
     "models",
     "nearest_class_mean",
     "olora",

@@ -28,6 +28,7 @@ ALLOWED = {
     "models": {"models", "paths"},
     "data": {"data"},
     "meta": {"core", "losses", "meta", "models", "paths", "sharding"},
+    "mixup": {"paths"},
     "sharding": {"paths"},
     "checkpoint": {"hosts"},
     "folder": set(),
@@ -53,8 +54,8 @@ ALLOWED = {
         "page", "plan", "report", "run", "sharding", "stopping", "strategies",
     },
     "__init__": {
-        "core", "data", "experiment", "learner", "losses", "memory", "meta", "models", "probes",
-        "stopping", "strategies",
+        "core", "data", "experiment", "learner", "losses", "memory", "meta", "mixup", "models",
+        "probes", "stopping", "strategies",
     },
 }  # fmt: skip
 
