@@ -8,10 +8,12 @@ from jcl.data.classification import banking77, clinc150, text_classification
 from jcl.data.domains import domains
 from jcl.data.episodes import ClassSplit, Episodes, class_tasks, split_classes
 from jcl.data.glyphs import glyphs
+from jcl.data.hashed_words import HashedWords
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
 from jcl.data.intents import intents
 from jcl.data.labelled_text import TextStream
 from jcl.data.omniglot import omniglot
+from jcl.data.reviews import reviews
 from jcl.data.sinusoids import Sinusoids, sinusoids
 from jcl.data.streams import (
     Batch,
@@ -45,6 +47,7 @@ __all__ = [
     "ClassSplit",
     "Concatenated",
     "Episodes",
+    "HashedWords",
     "Images",
     "PretrainedTokenizer",
     "Sinusoids",
@@ -79,6 +82,7 @@ __all__ = [
     "permuted",
     "prefetch",
     "quarter_turns",
+    "reviews",
     "rotated",
     "rotation",
     "sinusoids",
