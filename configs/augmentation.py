@@ -56,7 +56,10 @@ def build(config: Config) -> jcl.Experiment:
     stream, (model, params) = intents(config.texts, config.length), encoder(config.texts)
     chance = {"probability": config.probability}
     share = {**chance, "strength": config.strength}
-    words = lambda: config.lexicon or neighbours(config.texts, config.length)
+
+    def words():
+        return config.lexicon or neighbours(config.texts, config.length)
+
     parts = {
         "synonyms": lambda: augmentation.synonyms(words(), **share),
         "insertion": lambda: augmentation.insertion(words(), **share),
