@@ -146,7 +146,9 @@ def encoder(name):
 def neighbours(name, length):
     """Of every word of the texts, those nearest to it in the encoder's token table."""
     every = [task.train.texts for task in intents(name, length).tasks]
-    words = {word.strip("?!.,").casefold() for texts in every for text in texts for word in text.split()}
+    words = {
+        word.strip("?!.,").casefold() for texts in every for text in texts for word in text.split()
+    }
     table = encoder(name)[1]["embeddings"]["word_embeddings"]
     return augmentation.neighbours(tokenizer().get_vocab(), table, words=words)
 

@@ -24,9 +24,9 @@ def mixup(
 
     Zhang et al. 2018 mix the inputs; Guo et al. 2019 ("Augmenting data with mixup for sentence
     classification") the embeddings of texts; Verma et al. 2019 the hidden states of a layer, here
-    `where="layer_3"`. Cross-entropy is linear in soft targets, so that the two terms are the loss of
-    the mixed target; the model runs once. Off where the key is None or the batch has no targets, as
-    in an evaluation. s is one number for the batch, as in Zhang et al.'s own code. Two texts of
+    `where="layer_3"`. Cross-entropy is linear in soft targets, so that the two terms are the loss
+    of the mixed target; the model runs once. Off where the key is None or the batch has no targets,
+    as in an evaluation. s is one number for the batch, as in Zhang et al.'s own code. Two texts of
     different length count where either does, with the padding's embedding behind the shorter one.
     An example whose mask is 0 is mixed with none.
 
@@ -56,6 +56,7 @@ def mixup(
     def mixed_loss(params, batch, key):
         if key is None or "targets" not in batch:
             return loss_fn(params, batch, key)
+        batch = jax.tree.map(jnp.asarray, batch)
         key_share, key_partner, key_loss = jax.random.split(key, 3)
         share = jax.random.beta(key_share, alpha, alpha)
         partner = _partners(batch, key_partner)

@@ -1,7 +1,6 @@
 """The applications of configs/apps, at a tiny size."""
 
 import re
-import sys
 from pathlib import Path
 
 import jax
@@ -75,10 +74,10 @@ def test_a_manual_answers(tmp_path, capsys):
     module = load_config(app("document_questions"))
     found = module.documents()
     assert all(len(paragraphs) >= 5 for paragraphs, _ in found.values())
-    title, (_, questions) = next(iter(found.items()))
+    _, questions = next(iter(found.values()))
     module.main(str(tmp_path / "run"), questions[0])
     assert len(capsys.readouterr().out.splitlines()) == 3
-    asked = 'An assignment is evaluated from the left hand side of the statement to the right.'
+    asked = "An assignment is evaluated from the left hand side of the statement to the right."
     assert module.question(asked).startswith("What is evaluated from the left")
     assert module.question("Nothing of that kind.") is None
 

@@ -38,7 +38,7 @@ def texts():
         "targets": draw.integers(0, CLASSES, BATCH).astype(np.int32),
     }
     params = Bag().init(jax.random.key(1), batch["inputs"], mask)["params"]
-    return params, batch
+    return params, jax.tree.map(jnp.asarray, batch)
 
 
 def drawn(key, alpha=0.2, size=BATCH):
@@ -72,13 +72,14 @@ def test_the_loss_is_that_of_mixed_embeddings_and_soft_targets(texts):
         return of_bag(*arguments, **options)
 
     loss_fn = jcl.mixup(jcl.losses.classify(apply))
-    found, gradient = jax.value_and_grad(lambda p: loss_fn(p, batch, key), has_aux=True)(params)
-    other, true = jax.value_and_grad(expected, has_aux=True)(params)
+    both = [
+        jax.jit(jax.value_and_grad(function, has_aux=True))(params)
+        for function in (lambda params: loss_fn(params, batch, key), expected)
+    ]
     assert len(calls) == 1
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        (found, gradient),
-        (other, true),
+        *both,
     )
 
 
@@ -90,7 +91,8 @@ def test_the_share_is_of_the_beta_distribution_and_the_partner_any():
     def logits(alpha, number):
         loss_fn = jcl.mixup(jcl.losses.classify(model.apply), alpha=alpha, where="head")
         keys = jax.random.split(jax.random.key(0), number)
-        return np.asarray(jax.vmap(lambda key: loss_fn(params, batch, key)[1]["logits"])(keys))
+        mixed = jax.jit(jax.vmap(lambda key: loss_fn(params, batch, key)[1]["logits"]))
+        return np.asarray(mixed(keys))
 
     found = logits(1.0, 2000)
     np.testing.assert_allclose(found.sum(axis=2), 1, rtol=1e-5)
@@ -100,7 +102,9 @@ def test_the_share_is_of_the_beta_distribution_and_the_partner_any():
     partners = np.argmax(found * (1 - np.eye(CLASSES)), axis=2)
     assert [(partners[:, 0] == k).mean() > 0.2 for k in (1, 2, 3)] == [True] * 3
     every = share.min(axis=1)
-    np.testing.assert_allclose(np.where(mixed, share, every[:, None]).T, [every] * CLASSES, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.where(mixed, share, every[:, None]).T, [every] * CLASSES, rtol=1e-5
+    )
     own = every[mixed.any(axis=1)]  # one share a batch
     assert abs(own.mean() - 0.5) < 0.03
     assert abs(own.var() - 1 / 12) < 0.01  # 1 / (4 (2 alpha + 1))
@@ -120,10 +124,11 @@ def test_without_a_key_or_targets_nothing_is_mixed(texts):
 
 def test_what_does_not_count_is_mixed_with_none(texts):
     params, batch = texts
-    masked = {**batch, "mask": np.array([1, 1, 0, 1, 1, 0], np.float32)}
-    other = {**masked, "inputs": batch["inputs"].copy(), "targets": batch["targets"].copy()}
-    other["inputs"][[2, 5]], other["targets"][[2, 5]] = 9, -100
-    loss_fn = jcl.mixup(jcl.losses.classify(of_bag))
+    masked = {**batch, "mask": jnp.array([1.0, 1, 0, 1, 1, 0])}
+    hidden = jnp.array([2, 5])
+    other = {name: batch[name].at[hidden].set(9) for name in ("inputs", "targets")}
+    other = {**masked, **other}
+    loss_fn = jax.jit(jcl.mixup(jcl.losses.classify(of_bag)))
     plain = jcl.losses.classify(of_bag)(params, masked, None)[1]["losses"]
     moved = 0
     for seed in range(4):
@@ -138,9 +143,8 @@ def test_what_does_not_count_is_mixed_with_none(texts):
 def test_a_target_hidden_by_the_label_mask_has_a_finite_loss(texts):
     params, batch = texts
     one = jax.nn.one_hot(batch["targets"], CLASSES)  # no other class may be chosen
-    loss, _ = jcl.mixup(jcl.losses.classify(of_bag))(
-        params, {**batch, "label_mask": one}, jax.random.key(3)
-    )
+    loss_fn = jax.jit(jcl.mixup(jcl.losses.classify(of_bag)))
+    loss, _ = loss_fn(params, {**batch, "label_mask": one}, jax.random.key(3))
     assert 0 <= loss < 20
 
 
@@ -156,22 +160,23 @@ def test_a_bert_learns_by_it_beside_a_replay():
         "attention_mask": np.ones((8, 5), np.int32),
         "targets": draw.integers(0, CLASSES, 8).astype(np.int32),
     }
+    batch = jax.tree.map(jnp.asarray, batch)
     params = model.init(jax.random.key(0))
     plain = jcl.losses.classify(model.apply)
     loss_fn = jcl.mixup(plain, alpha=1.0)
     # Rows that are the same stay as they are, whatever the share.
-    same = {name: np.repeat(leaf[:1], 8, axis=0) for name, leaf in batch.items()}
+    same = {name: jnp.repeat(leaf[:1], 8, axis=0) for name, leaf in batch.items()}
     key = jax.random.key(1)
-    np.testing.assert_allclose(
-        loss_fn(params, same, key)[0], plain(params, same, key)[0], rtol=1e-5
-    )
+    pure = jax.jit(plain)
+    mixed = jax.jit(loss_fn)(params, same, key)[0]
+    np.testing.assert_allclose(mixed, pure(params, same, key)[0], rtol=1e-5)
     learner = jcl.learner(loss_fn, jcl.chain(jcl.replay(16, 4), optax.adam(1e-2)))
     state, step = learner.init(jax.random.key(2), params, batch), jax.jit(learner.step)
-    before = float(plain(params, batch, None)[0])
+    before = float(pure(params, batch, key)[0])
     for _ in range(30):
         state, metrics = step(state, batch)
     assert np.isfinite(float(metrics["replay"]))
-    assert float(plain(state.params, batch, None)[0]) < before - 0.1
+    assert float(pure(state.params, batch, key)[0]) < before - 0.1
 
 
 def test_errors(texts):

@@ -57,12 +57,16 @@ def test_a_text_goes_there_and_back_in_the_same_way(folders):
 def test_its_name_holds_what_the_folders_hold(folders):
     pairs = [("there", "back"), ("back", "there"), ("there", "there")]
     names = [
-        jcl.models.translator(folders[one], folders[other]).name for one, other in pairs for _ in "ab"
+        jcl.models.translator(folders[one], folders[other]).name
+        for one, other in pairs
+        for _ in "ab"
     ]
     assert names[0::2] == names[1::2]
     assert len({*names}) == 3
     assert names[0].startswith("there and back ")
-    prefixed = jcl.models.translator(folders["there"], folders["back"], prefixes=("to German: ", ""))
+    prefixed = jcl.models.translator(
+        folders["there"], folders["back"], prefixes=("to German: ", "")
+    )
     assert prefixed.name not in names
     change = augmentation.back_translation(prefixed, probability=1.0)
     assert change.settings == prefixed.name

@@ -70,8 +70,8 @@ def reviews(
 
     Nobody wrote them: they are drawn from ten templates and a dozen words a domain, so that they
     show how a method deals with words that change sides (an "unpredictable" plot is praised, an
-    "unpredictable" kettle is not), and nothing about how people write. 150 of a label are learned in
-    a domain and 50 tested, no two of them the same. The same seed gives the same sentences.
+    "unpredictable" kettle is not), and nothing about how people write. 150 of a label are learned
+    in a domain and 50 tested, no two of them the same. The same seed gives the same sentences.
 
     Args:
         tokenizer: text to ids, such as `jcl.data.HashedWords()`.

@@ -60,8 +60,7 @@ def translator(
         raise InputError(f'translator(prefixes={prefixes!r}): two texts, such as ("", "").')
     folders = [Path(there), Path(back)]
     directions = [
-        _direction(folder, prefix, length)
-        for folder, prefix in zip(folders, prefixes, strict=True)
+        _direction(folder, prefix, length) for folder, prefix in zip(folders, prefixes, strict=True)
     ]
 
     def function(text):

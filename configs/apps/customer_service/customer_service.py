@@ -53,9 +53,7 @@ def build(config: Config) -> jcl.Experiment:
         loss_fn=jcl.losses.classify(model.apply),
         strategy=jcl.chain(*replay, optax.clip_by_global_norm(1.0), optax.adamw(config.rate)),
         measure=jcl.losses.accuracy(model.apply),
-        lines=jcl.data.Lines(
-            tokenizer=WORDS, length=config.length, labels=labels, label="intent"
-        ),
+        lines=jcl.data.Lines(tokenizer=WORDS, length=config.length, labels=labels, label="intent"),
         batch_size=config.batch_size,
         seed=config.seed,
         tokenizer=WORDS,

@@ -1,8 +1,8 @@
 """A writer's style for text generation: a model that writes learns to write like somebody, by LoRA.
 
 base: a small GPT-2 on bytes learns English prose, the Python language reference. style: it goes on
-from base's checkpoint with a writer's texts; of its params only low-rank adapters learn, so that the
-style is a small file beside the model. The writer is, without texts of yours, whoever drafts
+from base's checkpoint with a writer's texts; of its params only low-rank adapters learn, so that
+the style is a small file beside the model. The writer is, without texts of yours, whoever drafts
 licences: those of the installed packages numpy, scipy, matplotlib and jaxlib. What it shows:
 README.md beside this file. With --checkpoint openai-community/gpt2 and --texts FOLDER (of .txt
 files) it is the same with a real model and your own writer.
