@@ -39,7 +39,7 @@ class Config:
     length: int = 24
     trained: int = 3  # of the encoder's layers, the upper ones
     batch_size: int = 32
-    epochs: float = 8.0
+    epochs: float = 6.0
     rate: float = 1e-4
     head_rate: float = 3e-3
     probability: float = 0.5
