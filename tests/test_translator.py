@@ -82,7 +82,6 @@ def test_errors(folders, tmp_path, monkeypatch):
         (lambda: jcl.models.translator(there, tmp_path / "none"), "there is no folder .*none"),
         (lambda: jcl.models.translator(there, tmp_path / "empty"), "no translation checkpoint"),
         (lambda: jcl.models.translator(there, there, length=0), r"translator\(length=0\)"),
-        (lambda: jcl.models.translator(there, there, prefixes=("a",)), "two texts"),
         (lambda: augmentation.back_translation(str.upper), "has no name"),
     ):
         with pytest.raises(jcl.InputError, match=match):

@@ -56,8 +56,6 @@ def translator(
         InputError: torch is not installed; a folder is missing, or holds no such checkpoint.
     """
     length = checks.whole("translator", "length", length)
-    if len(prefixes) != 2 or not all(isinstance(each, str) for each in prefixes):
-        raise InputError(f'translator(prefixes={prefixes!r}): two texts, such as ("", "").')
     folders = [Path(there), Path(back)]
     directions = [
         _direction(folder, prefix, length) for folder, prefix in zip(folders, prefixes, strict=True)
