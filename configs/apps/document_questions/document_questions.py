@@ -29,6 +29,10 @@ from jcl.data.tables import Row
 from jcl.data.text import paragraphs
 
 WORDS, LENGTH = jcl.data.HashedWords(2048), 160
+QUESTION = re.compile(
+    r"(?!(?:If|When|There|This|It|That|Note)\b)(?:The |A |An |All )?"
+    r'[\w" .-]{3,60}? (is|are|can be|may be) ([^:]{25,160})\.'
+)
 
 
 @dataclass(frozen=True)
@@ -79,17 +83,17 @@ def documents() -> dict[str, tuple[list[str], list[str]]]:
     found, seen = {}, set()
     for text in sorted(topics.values(), key=len):
         title, *own = (" ".join(each.split()) for each in paragraphs(text))
-        fresh = [each for each in own if each not in seen and len(each.split()) > 8]
+        fresh = [each for each in own if each not in seen and 8 < len(WORDS.encode(each)) <= LENGTH]
         seen.update(own)
         sentences = [part for each in fresh for part in re.split(r"(?<=[.:]) ", each)]
-        asked = [found for found in map(question, sentences) if found]
-        if len(fresh) >= 5 and len(asked) >= 2:
-            found[re.sub(r"\W*\*+$", "", title)] = (fresh, asked[:5])
+        asked = [made for made in map(question, sentences) if made]
+        if len(fresh) >= 3 and len(asked) >= 2:
+            found[re.sub(r"\W*\*+$", "", title)] = (fresh, asked[:8])
     return dict(sorted(found.items()))
 
 
 def question(sentence: str) -> str | None:
-    part = re.fullmatch(r'(?:The|A|An|All) [\w" .-]{3,40}? (is|are) ([^:]{30,160})\.', sentence)
+    part = QUESTION.fullmatch(sentence)
     return part and f"What {part[1]} {part[2]}?"
 
 

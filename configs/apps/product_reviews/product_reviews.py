@@ -22,7 +22,7 @@ class Config:
     width: int = 64
     layers: int = 2
     kept: int = 100  # reviews in the memory, of all domains together
-    batch_size: int = 20
+    batch_size: int = 16
     epochs: float = 8.0
     rate: float = 1e-3
     seed: int = 0
