@@ -60,11 +60,27 @@ def test_hashed_words():
         jcl.data.HashedWords(1)
 
 
-def test_a_classifier_learns_the_domains(tmp_path, capsys):
-    small = ["--width", "8", "--layers", "1", "--epochs", "0.2", "--kept", "24"]
-    run = ["run", str(app("product_reviews")), "--method", "replay", "--out", str(tmp_path / "run")]
-    assert main([*run, *small]) == 0
-    assert "books" in capsys.readouterr().out
+def test_a_classifier_learns_the_domains():
+    module = load_config(app("product_reviews"))
+    small = {"width": 8, "layers": 1, "kept": 24}
+    experiment = module.build(module.Config(method="replay", **small))
+    check(experiment)
+    assert "replay" in experiment.strategy.name
+    assert experiment.stream.tasks[0].name == "books"
+    assert len(module.build(module.Config(method="joint", **small)).stream.stages) == 1
+
+
+@pytest.mark.skipif(not hasattr(jcl.data, "Lines"), reason="needs jcl online")
+def test_messages_are_answered_as_they_come(tmp_path, capsys):
+    pytest.importorskip("home_assistant_intents", reason='needs pip install "jcl[demo]"')
+    module = load_config(app("customer_service"))
+    lines = module.traffic()
+    assert len(lines) == len({*lines}) == 1800
+    (tmp_path / "traffic.jsonl").write_text("\n".join(lines[:40]) + "\n")
+    small = ["--width", "8", "--layers", "1", "--memory", "16", "--replayed", "4"]
+    run = ["online", str(app("customer_service")), "--input", str(tmp_path / "traffic.jsonl")]
+    assert main([*run, *small, "--out", str(tmp_path / "run")]) == 0
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 40
 
 
 def test_a_manual_answers(tmp_path, capsys):

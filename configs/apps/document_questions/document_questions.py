@@ -20,6 +20,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Literal
 
+import jax
 import numpy as np
 import optax
 
@@ -65,7 +66,7 @@ def build(config: Config) -> jcl.Experiment:
         epochs=config.epochs or (1 if computed else 20),
         seed=config.seed,
         boundary_batches=1,
-        evaluation_batch_size=50,
+        evaluation_batch_size=48,
     )
 
 
@@ -123,8 +124,8 @@ def main(run: str, asked: str) -> None:
     ids = WORDS.encode(asked)[None, :LENGTH]
     batch = {"inputs": counts({"inputs": ids, "attention_mask": np.ones_like(ids)})}
     experiment = reopened.experiment
-    learner = jcl.learner(experiment.loss_fn, experiment.strategy)
-    logits = np.asarray(learner.predict(reopened.state, batch)["logits"][0])
+    predict = jax.jit(jcl.learner(experiment.loss_fn, experiment.strategy).predict)
+    logits = np.asarray(predict(reopened.state, batch)["logits"][0])
     titles = [title for group in sections(5).values() for title in group]
     print("\n".join(titles[place] for place in np.argsort(-logits)[:3]))
 

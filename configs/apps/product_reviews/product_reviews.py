@@ -53,6 +53,6 @@ def build(config: Config) -> jcl.Experiment:
         epochs=config.epochs,
         seed=config.seed,
         boundary_batches=1,
-        evaluation_batch_size=100,
+        evaluation_batch_size=104,
         tokenizer=words,
     )
