@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-fast check parity claims reproduce text text-costs meta bench \
-	bench-attention bench-checkpoints bench-generation bench-meta bench-models bench-search \
+.PHONY: demo test test-all test-fast check parity claims reproduce text text-costs meta augmentation \
+	bench bench-attention bench-checkpoints bench-generation bench-meta bench-models bench-search \
 	bench-strategies scaling clean
 
 demo: .venv/demo
@@ -68,6 +68,10 @@ text-costs: .venv/demo
 # The tables of meta-learning, 90 minutes at a time; make meta TABLES=omniglot METHODS="maml anil"
 meta: .venv/demo
 	$(BIN)/python benchmarks/meta_tables.py $(TABLES) $(if $(METHODS),--only $(METHODS))
+
+# The table of augmentations, 90 minutes at a time; make augmentation TEXTS=banking77
+augmentation: .venv/demo
+	$(BIN)/python benchmarks/augmentation.py $(TEXTS) $(if $(METHODS),--only $(METHODS))
 
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py

@@ -64,6 +64,7 @@ OTHERS = {
     ),
     "Meta-learning": ("jcl", ("maml", "reptile", "implicit_maml", "prototypes"), True),
     "Learned rates": ("jcl.meta", ("learned_rates",), False),
+    "Mixtures": ("jcl", ("mixup",), True),
     "Episodes": (
         "jcl.data",
         ("Episodes", "Trajectories", "sinusoids", "omniglot", "glyphs"),

@@ -19,6 +19,7 @@ from jcl.errors import InputError
 from jcl.experiment import Experiment
 from jcl.learner import Learner, LearnerState, learner, over_seeds, start_task
 from jcl.meta import implicit_maml, maml, prototypes, reptile
+from jcl.mixup import mixup
 from jcl.schedules import exponential, restarts, step_decay
 from jcl.strategies import (
     agem,
@@ -90,6 +91,7 @@ __all__ = [
     "mer",
     "meta",
     "mir",
+    "mixup",
     "models",
     "nearest_class_mean",
     "olora",

@@ -74,6 +74,7 @@ ALLOWED = {
         "selection", "stored",
     },
     "privacy": {"core", "experiment"},
+    "mixup": {"paths"},
     "run": {
         "allocator", "checkpoint", "experiment", "folder", "forgotten", "grid", "hosts",
         "learner", "privacy", "program", "progress", "report", "sharding", "stopping",
@@ -87,8 +88,8 @@ ALLOWED = {
     },
     "__init__": {
         "by_path", "core", "data", "drift", "experiment", "learner", "losses", "memory",
-        "meta", "models", "online", "privacy", "probes", "schedules", "space", "stopping",
-        "strategies",
+        "meta", "mixup", "models", "online", "privacy", "probes", "schedules", "space",
+        "stopping", "strategies",
     },
 }  # fmt: skip
 

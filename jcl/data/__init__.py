@@ -9,11 +9,13 @@ from jcl.data.domains import domains
 from jcl.data.drifting import DriftStream, drifting
 from jcl.data.episodes import ClassSplit, Episodes, class_tasks, split_classes
 from jcl.data.glyphs import glyphs
+from jcl.data.hashed_words import HashedWords
 from jcl.data.images import Images, mnist, mnist_360, permuted, rotated, rotation, split
 from jcl.data.intents import intents
 from jcl.data.labelled_text import TextStream
 from jcl.data.lines import Example, Label, Lines
 from jcl.data.omniglot import omniglot
+from jcl.data.reviews import reviews
 from jcl.data.sinusoids import Sinusoids, sinusoids
 from jcl.data.streams import (
     Batch,
@@ -50,6 +52,7 @@ __all__ = [
     "DriftStream",
     "Episodes",
     "Example",
+    "HashedWords",
     "Images",
     "Label",
     "Lines",
@@ -88,6 +91,7 @@ __all__ = [
     "permuted",
     "prefetch",
     "quarter_turns",
+    "reviews",
     "rotated",
     "rotation",
     "sinusoids",

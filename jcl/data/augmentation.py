@@ -358,7 +358,7 @@ def local_shuffle(*, window: int = 3, probability: float = 0.5, strength: float 
 
 
 def back_translation(
-    translate: Callable[[str], str], *, name: str, probability: float = 0.5
+    translate: Callable[[str], str], *, name: str | None = None, probability: float = 0.5
 ) -> OfText:
     """Puts a translation into another language and back in the place of a text (Sennrich et al.
     2016; as an augmentation, Yu et al. 2018, "QANet").
@@ -370,15 +370,22 @@ def back_translation(
     for all epochs; the probability says in how many it is met.
 
     Args:
-        translate: text -> text, there and back.
+        translate: text -> text, there and back, such as `jcl.models.translator(there, back)`.
         name: of what translates, such as the model's and the language's: a part of the hash of a
-            task.
+            task; by default its own attribute `name`.
         probability: as in `synonyms`.
 
     Raises:
-        InputError: an argument is out of range; later, a translation is no text.
+        InputError: an argument is out of range, or there is no name; later, a translation is no
+            text.
     """
     checks.function("back_translation", "translate", translate, "lambda text: back(there(text))")
+    name = getattr(translate, "name", None) if name is None else name
+    if not isinstance(name, str):
+        raise InputError(
+            "back_translation: what translates has no name, which is a part of the hash of a task: "
+            'give it one, such as name="opus-mt-en-de"'
+        )
     lock = threading.Lock()
 
     @functools.lru_cache(maxsize=_TRANSLATIONS)

@@ -19,6 +19,7 @@ from jcl.models.precision import Precision
 from jcl.models.prompts import prompts
 from jcl.models.random_features import random_expansion, random_features, second_head
 from jcl.models.starting_from import starting_from
+from jcl.models.translator import Translator, translator
 
 __all__ = [
     "GPT2_SIZES",
@@ -34,6 +35,7 @@ __all__ = [
     "Performer",
     "Precision",
     "Rope",
+    "Translator",
     "adapters",
     "bert",
     "convolutional",
@@ -56,4 +58,5 @@ __all__ = [
     "second_head",
     "starting_from",
     "tokenizer",
+    "translator",
 ]

@@ -1,0 +1,139 @@
+"""The table of docs/augmentation.md: each augmentation against none, on few-shot intents.
+
+Command:  python benchmarks/augmentation.py [TEXTS ...] [--only METHOD ...] [--seeds N]
+          [--minutes 90] [--report]
+Needs JCL_DATA (see configs/augmentation.py). TEXTS are banking77 and clinc150; without names both.
+The command stops at the end of its minutes, in the middle of a run if it must: the same command
+goes on there. --report only writes the table from what has been run; a row without a finished run
+keeps what the page has for it, or says "not run".
+Exit status: 0, 1 where a run failed, 2 where the command cannot be followed.
+"""
+
+import math
+import sys
+
+import reproduce
+import resumable
+
+from jcl import metrics, report
+
+RUNS = reproduce.ROOT / "runs" / "augmentation"
+PAGE = reproduce.ROOT / "docs" / "augmentation.md"
+BEGIN, END = "<!-- the table begins -->", "<!-- the table ends -->"
+HEAD = "| augmentation | accuracy | difference to none | it | wall time | commit |"
+SEEDS = 3
+TEXTS = {"banking77": "Banking77, 77 intents", "clinc150": "CLINC150, 150 intents"}
+METHODS = (
+    "none", "synonyms", "insertion", "deletion", "swap", "local_shuffle", "token_cutoff", "mixup",
+)  # fmt: skip
+ABSENT = {
+    "masked_lm": "not run: no checkpoint with a masked-LM head and MiniLM's tokenizer at hand",
+    "back_translation": "not run: no translation checkpoint at hand",
+}
+
+
+def place(name, method):
+    return RUNS / name / method
+
+
+def finished(name, method):
+    return resumable.finished(place(name, method), SEEDS)
+
+
+def run(name, method, deadline, seeds=None):
+    folder = resumable.with_seeds(place(name, method), seeds, SEEDS)
+    arguments = ["--method", method, "--texts", name, "--seeds", str(seeds or SEEDS)]
+    return resumable.run(folder, "augmentation", arguments, deadline)
+
+
+def accuracies(folder):
+    """Percent, by seed."""
+    found = report.read(folder)
+    values = found["metrics"]["average_accuracy"]["values"]
+    return {
+        seed: 100 * value
+        for seed, value in zip(found["seeds"], values, strict=True)
+        if value is not None
+    }
+
+
+def compared(values, without):
+    """(the mean difference and its 95 % interval over common seeds, what they say)."""
+    common = sorted(set(values) & set(without))
+    differences = [values[seed] - without[seed] for seed in common]
+    if not differences:
+        return "-", "-"
+    mean, half = sum(differences) / len(differences), metrics.interval(differences)
+    if half is None:
+        return f"{mean:+.2f}", "one seed says nothing"
+    word = "undecided" if abs(mean) <= half else "helps" if mean > 0 else "harms"
+    return f"{mean:+.2f} ± {half:.2f}", word
+
+
+def cells(name, method):
+    """The cells of a finished run."""
+    folder, none = finished(name, method), finished(name, "none")
+    result = reproduce.finished(folder)
+    shown = "-" if math.isnan(result.mean) else f"{result.mean:.2f}"
+    shown += f" ± {result.interval:.2f}" if result.interval else ""
+    difference = ("-", "-")
+    if method != "none" and none:
+        difference = compared(accuracies(folder), accuracies(none))
+    return [
+        f"{shown} ({result.seeds})", *difference, f"{result.seconds:.0f} s", result.commit,
+    ]  # fmt: skip
+
+
+def table(held, where):
+    """The lines between the marks, and the numbers of rows with figures and of all, by texts."""
+    here = {
+        (name, method): cells(name, method)
+        for name in TEXTS
+        for method in METHODS
+        if finished(name, method)
+    }
+    if here:
+        where = reproduce.this_machine()
+    lines = [BEGIN, where if held or here else resumable.NEVER]
+    counts = {}
+    for name, title in TEXTS.items():
+        rows = {method: here.get((name, method), held.get((name, method))) for method in METHODS}
+        counts[name] = (sum(1 for row in rows.values() if row), len(rows))
+        lines += [
+            "", f"### {title}", "",
+            f"`make augmentation TEXTS={name}`: a row is `jcl run configs/augmentation.py --texts "
+            f"{name} --method METHOD --seeds {SEEDS}`; {counts[name][0]} of {counts[name][1]} run.",
+            "", HEAD, "|---" * 6 + "|",
+        ]  # fmt: skip
+        lines += [
+            f"| {method} | {' | '.join(found or ['not run', *[''] * 4])} |"
+            for method, found in rows.items()
+        ]
+        lines += [f"| {method} | {why} | | | | |" for method, why in ABSENT.items()]
+    return [*lines, END], counts
+
+
+def write_page():
+    """The part of docs/augmentation.md between the marks, from the run folders and, where there is
+    none, from the page itself."""
+    page = PAGE.read_text()
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    held, where = resumable.read_page(PAGE, "TEXTS")
+    held = {row: found for row, found in held.items() if row[1] in METHODS}
+    lines, counts = table(held, where)
+    PAGE.write_text(before + "\n".join(lines) + after)
+    return counts
+
+
+def chosen(names, only):
+    rows = dict.fromkeys(TEXTS, METHODS)
+    return resumable.chosen(rows, lambda method: method, names, only, "texts")
+
+
+def main(arguments=None):
+    return resumable.main(__doc__, "texts", chosen, run, write_page, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
