@@ -114,6 +114,6 @@ clean:
 	$(PYTHON) -m venv .venv
 
 # One stamp for each extra: made when it is installed, made anew when the versions change.
-.venv/demo .venv/test .venv/parity .venv/bench: pyproject.toml constraints.txt | .venv/bin/python
+.venv/demo .venv/test .venv/parity .venv/ci .venv/bench: pyproject.toml constraints.txt | .venv/bin/python
 	$(INSTALL) -e ".[$(notdir $@)]"
 	touch $@
