@@ -109,7 +109,7 @@ class MLflow:
     def __init__(self, folder: Path, description: Mapping[str, Any], step: int):
         # A store of files needs no database; newer versions want to be told.
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        import mlflow  # pyright: ignore[reportMissingImports]
+        import mlflow.entities  # pyright: ignore[reportMissingImports]
 
         (folder / "mlflow").mkdir(exist_ok=True)
         place = os.environ.get("MLFLOW_TRACKING_URI", (folder.resolve() / "mlflow/runs").as_uri())

@@ -192,6 +192,8 @@ def test_tensorboard(followed):
             length = int.from_bytes(content[:8], "little")
             events.append(Event.FromString(content[12 : 12 + length]))
             content = content[16 + length :]
+    # By their times: the files' names say no more than the second.
+    events.sort(key=lambda event: event.wall_time)
     scalars = [
         (event.step, value.tag, value.simple_value)
         for event in events
@@ -200,8 +202,6 @@ def test_tensorboard(followed):
     ]
     assert (0, "accuracy/de/replica_1", 0.5) in scalars
     assert [step for step, tag, _ in scalars if "loss" in tag] == [5, 10, 15, 15, 20]
-    # By their times: the files' names say no more than the second.
-    events.sort(key=lambda event: event.wall_time)
     starts = [event.step for event in events if event.session_log.status == 1]
     assert starts[-1] == 11
 
