@@ -19,6 +19,7 @@ from forked import Runs
 
 from jcl import checkpoint, folder
 from jcl.__main__ import load_config, main
+from jcl.answer import learned_params
 from jcl.errors import InputError
 from jcl.online import command, copying
 from jcl.online.journal import Journal
@@ -332,6 +333,11 @@ def test_a_language_model_online(tmp_path):
     shown = (tmp_path / "run" / "report.md").read_text()
     assert "bits_per_byte" in shown
     assert "20 lines" in shown
+    params = learned_params(tmp_path / "run", 0)
+    assert {name: leaf.shape for name, leaf in params.items()} == {
+        "table": (258, 8),
+        "out": (8, 258),
+    }
 
 
 def test_the_example_of_the_help_runs_as_it_stands(tmp_path, monkeypatch, capsys):

@@ -87,14 +87,15 @@ def main(arguments: list[str], parse: Callable[..., tuple[Path, Any, Any]]) -> N
     from jcl.online.service import online
 
     batch = options.pop("batch")
+    built = module.build(given.config)  # once: it may read a large model
     fields = ("delay", "delay_seconds", "waiting", "window")
     timing = Timing(
-        batch=module.build(given.config).batch_size if batch is None else batch,
+        batch=getattr(built, "batch_size", 1) if batch is None else batch,
         **{name: options.pop(name) for name in fields},
     )
     console = Console(markup=False, highlight=False)
     made, place = online(
-        module.build, given.config, config_file=path, timing=timing, console=console, **options
+        lambda _: built, given.config, config_file=path, timing=timing, console=console, **options
     )
     report.show(made, console)
     names = ", ".join(sorted(file.name for file in place.iterdir() if file.name != "lock"))

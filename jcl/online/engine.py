@@ -61,7 +61,7 @@ class Engine:
 
     def __init__(self, experiment: Experiment, example: Example, timing: Timing):
         strategy = lift(experiment.strategy)
-        self._experiment, self.timing = experiment, timing
+        self._experiment, self._example, self.timing = experiment, example, timing
         self._detector = experiment.drift() if experiment.drift else None
         self._alarm = False
         functions = learner(experiment.loss_fn, strategy)
@@ -82,8 +82,8 @@ class Engine:
         jax.eval_shape(pure.learn, self.abstract, batch)
         self.classes = outputs["scores"].shape[1] if "scores" in outputs else None
         self.traces: collections.Counter[str] = collections.Counter()
-        self._predict = jax.jit(self._counted("predict", pure.predict))
-        self._learn = jax.jit(self._counted("learn", pure.learn), donate_argnums=0)
+        self._predict: Any = jax.jit(self._counted("predict", pure.predict))
+        self._learn: Any = jax.jit(self._counted("learn", pure.learn), donate_argnums=0)
         self.state: Any = None
         self.measures = Measures(timing.window, classes=self.classes is not None)
         self._counts = dict.fromkeys(("examples", "learned", "unlabelled", "unmatched"), 0)
@@ -95,6 +95,12 @@ class Engine:
         example that waits), waiting, dropped (of those that waited), alarms (of the detector)."""
         queues = {"waiting": len(self._queues), "dropped": self._queues.dropped}
         return {**self._counts, **queues, "alarms": self._alarms}
+
+    def compile(self) -> None:
+        """Compiles both functions, so that no line waits for that."""
+        batch = self._batch([self._example])
+        self._predict = self._predict.lower(self.abstract, batch).compile()
+        self._learn = self._learn.lower(self.abstract, batch).compile()
 
     def begin(self) -> None:
         """Makes the state before the first example."""

@@ -39,8 +39,7 @@ class Position:
         predictions, metrics: the lengths of predictions.jsonl and metrics.jsonl.
         skipped: bad lines that were left out.
         wall_seconds: of all processes that worked on the run, waiting for input included.
-        busy_seconds, busy_lines: of reading, predicting and learning, and how many lines that was;
-            the first micro-batch of a process, which compiles, is in neither.
+        busy_seconds, busy_lines: of reading, predicting and learning, and how many lines that was.
         traces: of `predict` and `learn`, the largest of any process.
         engine: what `Engine.saved` gave.
     """
@@ -190,14 +189,15 @@ class _Service:
         if not restored:
             self._save()
             self._saver.wait()  # nothing is taken from a pipe before there is a place for it
+        self._engine.compile()
+        keep_freed_memory()
         self._journal.start()
 
     def run(
         self, wait_seconds: float, save_seconds: float, stopping: Stopping, console: Console
     ) -> None:
         """To the end of the input."""
-        said, first = time.monotonic(), True
-        size = self._engine.timing.batch
+        said, size = time.monotonic(), self._engine.timing.batch
         while True:
             lines = self._journal.next(size, wait_seconds, lambda: stopping.signal)
             if stopping.signal is not None:
@@ -212,12 +212,8 @@ class _Service:
             begun = time.monotonic()
             self._micro_batch(lines)
             now = time.monotonic()
-            if first:
-                keep_freed_memory()  # all is compiled
-            else:
-                self._position.busy_seconds += now - begun
-                self._position.busy_lines += len(lines)
-            first = False
+            self._position.busy_seconds += now - begun
+            self._position.busy_lines += len(lines)
             if now - self._saved >= save_seconds:
                 self._save()
             if now - said >= SAY_SECONDS:

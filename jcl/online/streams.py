@@ -73,8 +73,9 @@ def run(
     first = next(_chunks(examples, 1, sizes))[0]
     engine = Engine(experiment, first, timing)
     engine.begin()
+    engine.compile()
     losses, correct, alarms = [], [], []
-    started, counted = time.monotonic(), 0
+    started = time.monotonic()
     for chunk in _chunks(examples, timing.batch, sizes):
         done = engine.counts["examples"]
         engine.predict([Entry(done + place + 1, 0, each) for place, each in enumerate(chunk)])
@@ -83,9 +84,6 @@ def run(
                 alarms.append(len(losses))
             losses += learned.losses
             correct += learned.correct
-        if not done:
-            jax.block_until_ready(engine.state.params)
-            started, counted = time.monotonic(), engine.counts["examples"]
     jax.block_until_ready(engine.state.params)
     seconds = time.monotonic() - started
     return {
@@ -95,7 +93,7 @@ def run(
         "worst_window": engine.measures.worst,
         "counts": engine.counts,
         "seconds": seconds,
-        "examples_per_second": (engine.counts["examples"] - counted) / max(seconds, 1e-9),
+        "examples_per_second": engine.counts["examples"] / max(seconds, 1e-9),
         "state_bytes": sum(_bytes(leaf) for leaf in jax.tree.leaves(engine.state)),
         "traces": dict(engine.traces),
         "timing": dataclasses.asdict(timing),
