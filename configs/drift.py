@@ -14,6 +14,7 @@ head and slda) over what all-MiniLM-L6-v2 makes of the texts, computed once. Tha
 banking77 need JCL_DATA, as configs/clinc150.py does; detectors need pip install "jcl[drift]".
 
 Command:  python benchmarks/drift_table.py
+          jcl online configs/drift.py --input lines.jsonl --change domains --method boost
 """
 
 import functools

@@ -51,10 +51,11 @@ class Experiment:
             transformers' own.
         lines: how a line becomes an example, for `jcl online`, which needs neither a stream nor
             steps.
-        drift: () -> a detector with `update(loss: float) -> bool`, such as river's in a few lines:
-            given the loss of every example that is learned online, in order, it says whether the
-            data have changed. The batches that are learned from then hold `drift`, int32[batch]: 1
-            everywhere where it has said so of the batch before.
+        drift: () -> a detector with `update(loss: float) -> bool`, such as
+            `functools.partial(jcl.drift.detector, "adwin")`: given the loss of every example that
+            is learned online, in order, it says whether the data have changed. The batches that are
+            learned from then hold `drift`, int32[batch]: 1 everywhere where it has said so of the
+            batch before.
     """
 
     name: str

@@ -90,6 +90,9 @@ def test_the_page_holds_what_was_run_and_nothing_else(table):
     assert found["measures"]["accuracy"] > 0.3
     assert found["measures"]["worst_window"] < found["measures"]["accuracy"]
     assert len(found["losses"]) == 480
+    # A detector that saw the same losses told of drifts, and of none before the first.
+    assert found["alarms"]
+    assert min(found["alarms"]) > 120
     shown = row(table, "constant")
     assert f"| {100 * found['measures']['accuracy']:.1f} |" in shown
     assert "not run" in row(table, "replay")
