@@ -149,10 +149,11 @@ def _of_run(
 
     arrays = checkpoint.read(place) if entries else {}
     left = [f"{place}, {name}" for name in _found(arrays, rows)]
+    packed = [path / "state" for path in place.glob("*")]  # whose arrays were searched
     files = [
         file
         for file in sorted(run.rglob("*"))
-        if file.is_file() and "state" not in file.relative_to(run).parts and file.name != NAME
+        if file.is_file() and file.name != NAME and not set(packed) & set(file.parents)
     ]
     short = sum(len(text.encode()) < remains.LEAST_BYTES for text in set(texts))
     left += map(str, remains.in_files(files, remains.patterns(texts, rows)))

@@ -6,14 +6,19 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from everything import costly
 
 from jcl import checkpoint, forget, forgotten, remains, stored
 from jcl.__main__ import main
 from jcl.data import Blocks, ByteTokenizer
+from jcl.errors import InputError
 from jcl.selection import Chooser, read
 
 CONFIG = Path(__file__).parent / "configs" / "forgetting.py"
@@ -179,6 +184,28 @@ def test_cut_off_anywhere_it_is_given_again(run, owner, name, monkeypatch, capsy
     (entry,) = json.loads((run / "forgotten.json").read_text())["forgotten"]
     assert (entry["done"], entry["examples"]) == (True, 1)
     assert "forgotten" in forgotten.told(run)
+
+
+KILLED = """
+import os, signal, sys
+from jcl import forget
+from jcl.__main__ import main
+forget.journal.blank = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+main(sys.argv[1:])
+"""
+
+
+@costly
+def test_killed_behind_the_new_checkpoint_it_is_given_again(run):
+    text = in_memory(run)
+    options = ["forget", str(run), f"--where=text={text}", "--config", str(CONFIG)]
+    done = subprocess.run([sys.executable, "-c", KILLED, *options], check=False)
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(InputError, match="give the same command again"):
+        forgotten.told(run)
+    assert main(options) == 0
+    assert not stands(run, text)
+    assert "1 examples were forgotten" in forgotten.told(run)
 
 
 def test_a_folder_in_use_is_left_alone(run, capsys):

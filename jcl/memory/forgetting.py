@@ -176,7 +176,7 @@ def without(arrays: Mapping[str, Any], keep: Any) -> dict[str, Any]:
     axes = jnp.shape(arrays["seen"])
     number = math.prod(axes)
     flat = jax.tree.map(lambda leaf: jnp.reshape(leaf, (number, *leaf.shape[len(axes) :])), memory)
-    changed = jax.vmap(function)(flat, jnp.reshape(jnp.asarray(keep), (number, -1)))
+    changed = jax.jit(jax.vmap(function))(flat, jnp.reshape(jnp.asarray(keep), (number, -1)))
     changed = jax.tree.map(lambda new, old: jnp.reshape(new, old.shape), changed, memory)
     kept = {f"items/{name}": leaf for name, leaf in changed.items.items()}
     kept |= {name: getattr(changed, name) for name in fields}
