@@ -48,7 +48,7 @@ ALLOWED = {
     },
     "survivors": {"grid"},
     "online": {
-        "allocator", "checkpoint", "core", "data", "experiment", "folder", "learner",
+        "allocator", "checkpoint", "core", "data", "experiment", "folder", "forgotten", "learner",
         "losses", "memory", "online", "program", "stopping",
     },
     "space": set(),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 
-from jcl import checkpoint, checks, folder, strict
+from jcl import checkpoint, checks, folder, forgotten, strict
 from jcl.allocator import keep_freed_memory
 from jcl.data import Example, Lines
 from jcl.errors import REMEDY, Diverged, InputError, Stopped
@@ -132,6 +132,8 @@ def online(
         start=[experiment.model.start and experiment.model.start()],
     )
     with Stopping() as stopping, folder.opened(path, description, fresh=fresh):
+        if told := forgotten.told(path):
+            console.print(told)
         service = _Service(engine, lines, path, description, skip_bad, keep)
         with contextlib.closing(service):
             service.open(input, follow, console)

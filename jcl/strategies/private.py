@@ -14,7 +14,7 @@ from jcl.errors import InputError
 from jcl.strategies.quadratic import sum_over_examples
 
 # What sees no example, so that it may do with the private gradient what it likes.
-BLIND = {"chain", "per_task", "only", "optax", "freeze", "shrink_and_perturb"}
+BLIND = {"by_path", "chain", "per_task", "only", "optax", "freeze", "shrink_and_perturb"}
 
 
 class Promise(NamedTuple):
