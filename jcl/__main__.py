@@ -504,7 +504,16 @@ def _report(arguments: list[str]) -> None:
         raise InputError("name the folders of finished runs: jcl report runs/quickstart/naive")
     options = tyro.cli(ReportOptions, args=arguments, prog="jcl report")
     if options.html is None:
-        report.show([report.read(place) for place in options.runs], _console())
+        from jcl.online import report as online
+
+        others = []
+        for place in options.runs:
+            if found := online.read(place):
+                online.show(found, _console())
+            else:
+                others.append(place)
+        if others:
+            report.show([report.read(place) for place in others], _console())
         return
 
     from jcl import page

@@ -318,7 +318,7 @@ def test_a_pipes_writer_waits_where_too_much_lies_ahead(tmp_path, monkeypatch):
     found.close()
 
 
-def test_a_language_model_online(tmp_path):
+def test_a_language_model_online(tmp_path, capsys):
     source = tmp_path / "texts.jsonl"
     source.write_text('{"text": "abab"}\n' * 20)
     module = load_config(CONFIG)
@@ -333,6 +333,8 @@ def test_a_language_model_online(tmp_path):
     shown = (tmp_path / "run" / "report.md").read_text()
     assert "bits_per_byte" in shown
     assert "20 lines" in shown
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "bits_per_byte" in capsys.readouterr().out
     params = learned_params(tmp_path / "run", 0)
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "table": (258, 8),

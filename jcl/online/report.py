@@ -8,11 +8,18 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from jcl.errors import SaveError
+from jcl import strict
+from jcl.errors import InputError, SaveError
 from jcl.folder import write_json
 from jcl.online.engine import Engine
 
 SCHEMA = 1
+_SOME = strict.NUMBER | None
+_SHAPE = {
+    "name": str, "measures": {str: _SOME}, "window": {str: _SOME}, "counts": {str: int},
+    "latency_seconds": {"median": _SOME, "p99": _SOME}, "lines_per_second": _SOME,
+    "timing": {"window": int},
+}  # fmt: skip
 
 
 def make(
@@ -74,6 +81,31 @@ def write(folder: Path, report: dict[str, Any]) -> None:
         ) from error
 
 
+def read(folder: Path) -> dict[str, Any] | None:
+    """The report of an online run; None where the folder holds no such one.
+
+    Raises:
+        InputError: it is one, and not as it was written.
+    """
+    path = folder / "report.json"
+    try:
+        found = strict.read_json(path)
+    except (OSError, ValueError):
+        return None
+    if not isinstance(found, dict) or found.get("kind") != "online":
+        return None
+    try:
+        strict.fits(found, _SHAPE)
+        if found.get("worst_window") is not None:
+            strict.fits(found["worst_window"], {str: _SOME}, "its worst_window")
+    except ValueError as error:
+        raise InputError(
+            f"{path} is no report of an online run ({error}): give the command of that run again, "
+            "which makes the report anew."
+        ) from error
+    return found
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     """Prints it."""
     table = Table(title=report["name"], title_justify="left")
@@ -99,7 +131,7 @@ def _rows(report: dict[str, Any]) -> list[list[str]]:
     of = {
         "all": report["measures"],
         f"last {window}": report["window"],
-        f"worst {window}": report["worst_window"] or {},
+        f"worst {window}": report.get("worst_window") or {},
     }
     return [
         [name, *(_number(found.get(each)) for each in _columns(report))]
