@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-fast check parity claims reproduce text text-costs meta augmentation \
-	bench bench-attention bench-checkpoints bench-generation bench-meta bench-models bench-search \
+.PHONY: demo test test-all test-fast check parity claims reproduce text text-costs meta augmentation drift \
+	bench bench-attention bench-checkpoints bench-generation bench-meta bench-models bench-online bench-search \
 	bench-strategies scaling clean
 
 demo: .venv/demo
@@ -73,6 +73,10 @@ meta: .venv/demo
 augmentation: .venv/demo
 	$(BIN)/python benchmarks/augmentation.py $(TEXTS) $(if $(METHODS),--only $(METHODS))
 
+# The tables of streams that drift, in docs/online.md; goes on where it was stopped.
+drift: .venv/demo
+	$(BIN)/python benchmarks/drift_table.py
+
 bench: .venv/bench
 	$(BIN)/python benchmarks/step.py
 
@@ -90,6 +94,9 @@ bench-generation: .venv/bench
 
 bench-models: .venv/bench
 	$(BIN)/python benchmarks/models.py
+
+bench-online: .venv/bench
+	$(BIN)/python benchmarks/online.py
 
 bench-search: .venv/bench
 	$(BIN)/python benchmarks/search.py
