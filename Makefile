@@ -74,7 +74,7 @@ augmentation: .venv/demo
 	$(BIN)/python benchmarks/augmentation.py $(TEXTS) $(if $(METHODS),--only $(METHODS))
 
 # The tables of streams that drift, in docs/online.md; goes on where it was stopped.
-drift: .venv/demo
+drift: .venv/bench
 	$(BIN)/python benchmarks/drift_table.py
 
 bench: .venv/bench
