@@ -189,7 +189,7 @@ def picture(folder: Path, report: Mapping[str, Any]) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     finished = [trial for trial in report["trials"] if trial["state"] == "finished"]
     numbers = [trial["number"] for trial in finished]
@@ -213,8 +213,12 @@ def picture(folder: Path, report: Mapping[str, Any]) -> None:
         if any(not isinstance(each, int | float) or isinstance(each, bool) for each in chosen):
             chosen = [str(each) for each in chosen]
         axes.scatter(chosen, values, s=16, c=numbers, cmap="viridis")
+        low, dots, high = report["space"][field].removesuffix(":log").partition("..")
         if report["space"][field].endswith(":log"):
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        if dots:
+            axes.set_xlim(float(low), float(high))
     figure.suptitle(_title(report), fontsize=10)
     figure.savefig(folder / "study.png", dpi=110)
     pyplot.close(figure)
