@@ -92,6 +92,7 @@ OTHERS = {
             "fuzzy",
             "labelled",
             "encoded",
+            "held_out",
             "permuted",
             "rotated",
             "split",

@@ -31,7 +31,7 @@ def test_every_part_that_a_chain_or_a_run_takes_has_a_row():
         and not name.startswith("_")
         and name != "of"  # what a strategy does with its capacity
     ]
-    assert len(parts) == 6 + 13 + 8
+    assert len(parts) == 6 + 14 + 8
     for part in parts:
         assert f"| `{part}` |" in page, part
     for baseline in ("naive", "joint", "cumulative", "per-task", "linear head"):
