@@ -54,7 +54,11 @@ def build(config: Config) -> jcl.Experiment:
     if config.adaptation == "lora":
         model = jcl.models.lora(model, config.rank, 2.0 * config.rank, "layer_*")
     trained = {"full": ["*"], "lora": ["lora/*", "classifier/*"], "head": ["classifier/*"]}
-    optimizer = jcl.scheduled(optax.adamw, jcl.cosine(config.rate, warmup=0.1))
+    # Clipped by the norm of their own gradients: one over all would need those of frozen params.
+    optimizer = jcl.chain(
+        optax.clip_by_global_norm(1.0),
+        jcl.scheduled(optax.adamw, jcl.cosine(config.rate, warmup=0.1)),
+    )
     memory = jcl.memory.class_balanced(config.examples * stream.classes, stream.classes)
     return jcl.Experiment(
         name=f"{config.size}_{config.attention}_{config.adaptation}",
@@ -62,7 +66,6 @@ def build(config: Config) -> jcl.Experiment:
         loss_fn=jcl.losses.classify(model.apply),
         strategy=jcl.chain(
             jcl.replay(memory, size=config.batch_size),
-            optax.clip_by_global_norm(1.0),
             jcl.per_task(
                 jcl.by_path(
                     dict.fromkeys(trained[config.adaptation], optimizer),

@@ -21,11 +21,12 @@ NOTE = (
 def show(content: dict[str, Any], console: Console) -> None:
     """Prints the table, which candidate to take, and why not the others."""
     table = Table(title=_title(content), title_justify="left")
-    for column in HEAD:
-        table.add_column(column, justify="left" if column == HEAD[0] else "right")
+    shown_here = [0, 1, 4, 5, 6, 7]  # of a terminal's width
+    for column in shown_here:
+        table.add_column(HEAD[column], justify="right" if column else "left", no_wrap=column > 0)
     for each in content["candidates"]:
-        taken = each["name"] == content["recommended"]
-        table.add_row(*_row(each), style="bold" if taken else None)
+        taken, row = each["name"] == content["recommended"], _row(each)
+        table.add_row(*(row[column] for column in shown_here), style="bold" if taken else None)
     console.print(table)
     for line in _verdict(content):
         console.print(line, soft_wrap=True)
