@@ -108,20 +108,22 @@ def test_a_style_is_learned_by_adapters_alone(tmp_path, monkeypatch):
     small = {"width": 16, "layers": 1, "length": 32}
     base = module.build(module.Config(**small))
     check(base)
-    jcl.models.save_pretrained(tmp_path / "base", base.model, base.model.init(jax.random.key(0)))
+    params = jax.jit(base.model.init)(jax.random.key(0))
+    jcl.models.save_pretrained(tmp_path / "base", base.model, params)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "letters.txt").write_text("I remain your servant.\n\n" * 100)
     own = {"checkpoint": str(tmp_path / "base"), "texts": str(tmp_path / "texts")}
     style = module.build(module.Config(part="style", **own, **small))
     check(style)
-    params = style.model.init(jax.random.key(1))
+    params = jax.jit(style.model.init)(jax.random.key(1))
     assert "c_attn" in params["lora"]["h_0"]["attn"]
     learner = jcl.learner(style.loss_fn, style.strategy)
     batch = jcl.data.training_batches(style.stream.stages[0], 4, seed=0)[0]
     state = learner.init(jax.random.key(0), params, batch)
-    after, _ = jax.jit(learner.step)(jcl.start_task(state, 5), batch)
-    after, _ = jax.jit(learner.step)(after, batch)
-    same = jax.tree.map(lambda one, other: bool((one == other).all()), params, after.params)
+    step, state = jax.jit(learner.step), jcl.start_task(state, 5)
+    for _ in range(2):  # the first step's rate is 0
+        state, _ = step(state, batch)
+    same = jax.tree.map(lambda one, other: bool((one == other).all()), params, state.params)
     assert not all(jax.tree.leaves(same["lora"]))
     assert all(jax.tree.leaves({name: own for name, own in same.items() if name != "lora"}))
     with pytest.raises(jcl.InputError, match="needs --checkpoint"):

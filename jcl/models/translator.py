@@ -83,7 +83,7 @@ def _direction(folder: Path, prefix: str, length: int) -> Callable[[str], str]:
             "model.safetensors and the tokenizer's files."
         )
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise InputError(
             "translator: a translation checkpoint needs PyTorch, and Marian's tokenizer "
