@@ -28,7 +28,7 @@ class HashedWords:
 
     >>> from jcl.data import HashedWords
     >>> HashedWords(4096).encode("Is it? It is!").tolist()
-    [2489, 3391, 3520, 3391, 2489, 1526]
+    [387, 191, 2401, 191, 387, 1842]
     """
 
     vocab_size: int = 4096
