@@ -98,6 +98,7 @@ def _picture(path: Path, content: dict[str, Any]) -> None:
     others = [each for each in content["candidates"] if each["measured"] is None]
     for axes, cost in zip(panels, COSTS, strict=True):
         axes.set_xscale("log")
+        axes.margins(0.12, 0.15)
         for each in trained:
             taken = each["name"] == content["recommended"]
             dominated = each["reason"].startswith("dominated")
