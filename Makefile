@@ -27,7 +27,7 @@ check: .venv/test
 	$(BIN)/pyright
 
 # The tests that compare with PyTorch.
-PARITY := $(patsubst %,tests/test_%.py,bert generate gpt2 hf llama meta_benchmark)
+PARITY := $(patsubst %,tests/test_%.py,bert generate gpt2 hf llama meta_benchmark translator)
 parity: .venv/parity
 	$(BIN)/python -m pytest $(PARITY)
 
