@@ -135,7 +135,8 @@ def machine(folder):
     """What a run computed on: the kind of its accelerator, or the cores that it had."""
     began = json.loads((folder / "config.json").read_text())
     device = began["devices"]
-    return f"{began['threads']} cores" if device["platform"] == "cpu" else device["kind"]
+    cores = began["threads"]
+    return f"{cores} core{'s'[: cores - 1]}" if device["platform"] == "cpu" else device["kind"]
 
 
 def merged(result, costs, held):
