@@ -312,6 +312,24 @@ def test_pruners_give_up_what_is_worse(pruner, given_up, tmp_path):
     assert study.trials[0].intermediate_values == {1: 0.5}
 
 
+def test_the_median_is_of_the_last_stage_alone(tmp_path):
+    """An average over the tasks seen falls from stage to stage: the first protects no trial."""
+    study = studied(tmp_path, size=1)
+    for trial in range(7):
+        with study.next(9) as group:
+            for stage, value in enumerate((0.99, 0.95, 0.93), 1):
+                study.report(group, trial, stage, value + trial / 1000)
+            study.tell(group, trial, "finished", 0.93)
+    with study.next(9) as group:
+        hopeless = []
+        for stage, value in enumerate((0.999, 0.30, 0.94), 1):
+            study.report(group, 7, stage, value)
+            hopeless.append(study.hopeless(group, 7))
+        study.tell(group, 7, "pruned")
+    assert hopeless == [False, True, False]
+    assert study.trials[7].intermediate_values == {1: 0.999, 2: 0.30, 3: 0.94}
+
+
 def test_what_diverged_counts_as_the_worst(tmp_path):
     study = studied(tmp_path, size=1)
     with study.next(1) as group:
