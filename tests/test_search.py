@@ -14,6 +14,7 @@ import pytest
 import jcl
 from jcl import InputError, space
 from jcl.__main__ import SEARCH, load_config, main
+from jcl.errors import Stopped
 
 pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
@@ -192,6 +193,48 @@ def test_one_by_one_with_fields_that_decide_the_structure(module, tmp_path):
     )
     assert again == report
     assert (place / "study.json").read_bytes() == before
+
+
+def test_a_trial_whose_code_raises_has_failed_and_the_search_goes_on(
+    module, tmp_path, monkeypatch
+):
+    asked = []
+
+    def run(build, config, **_):
+        asked.append(config.method)
+        if config.method == "l2":
+            raise ValueError("no l2 today")
+        return {"metrics": {"average_accuracy": {"values": [0.5]}}}, None
+
+    def search(trials):
+        return searched(module, tmp_path, ["method"], population=1, trials=trials)
+
+    monkeypatch.setattr(searching, "run", run)
+    refused = 0
+    while "naive" not in asked:
+        try:
+            report, _ = search(len(asked) + 1)
+        except InputError as error:
+            refused += 1
+            assert str(error) == "ValueError: no l2 today"
+            assert type(error.__cause__) is ValueError
+    while "l2" not in asked:
+        report, _ = search(len(asked) + 1)
+    assert refused == asked.index("naive")  # it is no error where a trial has finished
+    for method, trial in zip(asked, report["trials"], strict=True):
+        state, reason = ("finished", None) if method == "naive" else ("failed", "no l2 today")
+        assert trial["state"] == state
+        assert reason is None or trial["reason"] == f"ValueError: {reason}"
+
+    def stopped(*_, **__):
+        raise Stopped("stopped by SIGTERM")
+
+    monkeypatch.setattr(searching, "run", stopped)
+    with pytest.raises(Stopped):
+        search(len(asked) + 1)
+    monkeypatch.setattr(searching, "run", run)
+    report, _ = search(len(asked) + 1)
+    assert report["trials"][-1]["state"] != "running"
 
 
 def test_a_study_is_not_gone_on_with_otherwise(found, module):
