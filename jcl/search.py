@@ -20,7 +20,7 @@ from rich.console import Console
 
 from jcl import checks, data, folder, study_report
 from jcl.errors import Diverged, InputError, SaveError, Stopped
-from jcl.experiment import Experiment, check
+from jcl.experiment import Experiment, check, check_stream
 from jcl.grid import Replica
 from jcl.program import Program
 from jcl.run import Position, run
@@ -293,10 +293,7 @@ def _validated(
 ) -> Experiment:
     """The experiment without its tests."""
     experiment = build(config)
-    if not isinstance(experiment, Experiment):
-        raise InputError(
-            f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
-        )
+    check_stream(experiment)
     fields = [getattr(config, field.name) for field in dataclasses.fields(config)]
     if any(isinstance(value, Tracer) for value in fields):
         return experiment  # inside a trace, which reads no data

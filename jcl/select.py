@@ -26,7 +26,7 @@ from jcl import checks, data, folder, select_report, strict
 from jcl.choice import Budget, Candidate, named, over, recommend
 from jcl.costs import counted, measure
 from jcl.errors import Diverged, InputError, OutOfMemory
-from jcl.experiment import Experiment, stage_steps
+from jcl.experiment import Experiment, check_stream, stage_steps
 from jcl.grid import settings
 from jcl.run import run
 
@@ -249,10 +249,7 @@ def _judged(
 
     def judged(config):
         experiment = build(config)
-        if not isinstance(experiment, Experiment):
-            raise InputError(
-                f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
-            )
+        check_stream(experiment)
         stream = data.held_out(experiment.stream, validation, seed=seed)
         experiment = dataclasses.replace(experiment, stream=stream)
         if limit_steps is None:

@@ -528,6 +528,17 @@ def test_the_command_says_what_it_needs(capsys):
         assert word in told
 
 
+def test_a_config_with_lines_alone_is_refused(tmp_path, capsys):
+    path, out = str(HERE / "configs" / "online.py"), ["--out", str(tmp_path / "out")]
+    for command in (
+        ["search", path, "--space", "learning_rate=1e-4..1e-2", "--trials", "1"],
+        ["select", path, "--candidate", "learning_rate=1e-4,1e-2"],
+    ):
+        assert main([*command, *out]) == 1
+        assert "has lines alone, which `jcl online` learns from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_the_extra_it_is_named(monkeypatch, module, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(InputError, match=re.escape('pip install "jcl[search]"')):
