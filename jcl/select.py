@@ -72,7 +72,8 @@ class Options:
         candidate: a field of the config and the values to try, such as size=small,base; may be
             given several times: every combination is a candidate.
         budget: what the model may take at most, such as parameters=10M latency=20ms memory=2GB:
-            latency of predicting one example, memory of a training step.
+            latency of predicting one example, memory of a training step; may be given several
+            times.
         limit_steps: training steps of a stage at most, for a quicker look; by default as many as
             the config says.
         validation: the share of the training examples that candidates are judged by.
@@ -82,7 +83,7 @@ class Options:
     """
 
     candidate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    budget: tuple[str, ...] = ()
+    budget: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     limit_steps: int | None = None
     validation: float = 0.2
     seeds: int = 1

@@ -365,8 +365,9 @@ def test_the_candidates_of_the_config(monkeypatch, tmp_path, one_device):
     monkeypatch.chdir(HERE.parent)
     axes = ["attention=exact,performer", "adaptation=full,lora,head"]
     flags = [word for axis in axes for word in ("--candidate", axis)]
-    command = ["select", "configs/select.py", *flags, "--budget", "parameters=1"]
-    assert main([*command, "--out", str(tmp_path)]) == 0
+    command = ["select", "configs/select.py", *flags, "--budget", "parameters=1", "memory=2GB"]
+    assert main([*command, "--budget", "latency=1s", "--out", str(tmp_path)]) == 0
+    assert read(tmp_path)["budget"] == {"parameters": 1.0, "memory": 2e9, "latency": 1.0}
     found = {tuple(each["setting"].values()): each for each in read(tmp_path)["candidates"]}
     assert len(found) == 6
     of = {key: (each["parameters"], each["state"]) for key, each in found.items()}
