@@ -22,7 +22,7 @@ import jax
 import tyro
 from rich.console import Console
 
-from jcl import checks, data, folder, select_report, strict
+from jcl import checks, data, folder, select_report, strict, study_report
 from jcl.choice import Budget, Candidate, named, over, recommend
 from jcl.costs import counted, measure
 from jcl.errors import Diverged, InputError, OutOfMemory
@@ -230,16 +230,8 @@ def select(
 
 def command(config_file: Path, config: Any) -> str:
     """What runs this config itself, on the whole training part, and tests it on the test part."""
-    words = ["jcl", "run", str(config_file)]
-    for field in dataclasses.fields(config):
-        value, flag = getattr(config, field.name), field.name.replace("_", "-")
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", str(value)]
-    return shlex.join(words)
+    fields = study_report.flags(study_report.changed(config))
+    return shlex.join(["jcl", "run", str(config_file), *fields])
 
 
 def _judged(

@@ -6,6 +6,7 @@ or the command line does, `--space rate=1e-4..1e-2:log`.
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -199,7 +200,10 @@ def _fitted(where: str, space: Space, hint: Any) -> Space:
     else:
         fits = str in _parts(hint) and all(isinstance(value, str) for value in values)
     if not fits:
-        raise InputError(f"{where}: one of the values is not of the field's type.")
+        raise InputError(
+            f"{where}: one of the values is not of the field's type. Fields with a Literal, a "
+            "number, a bool or a str can be searched."
+        )
     if kind is not None and not allowed:
         values = tuple(map(kind, values))
     return dataclasses.replace(space, values=tuple(values))
@@ -214,8 +218,8 @@ def _parts(hint: Any) -> list[Any]:
     """The types of a union, without what stands beside them."""
     if hasattr(hint, "__metadata__"):
         return _parts(hint.__origin__)
-    if typing.get_origin(hint) is typing.Literal or not typing.get_args(hint):
-        return [hint]
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]  # of a tuple too, which is no number though it holds some
     return [part for each in typing.get_args(hint) for part in _parts(each)]
 
 

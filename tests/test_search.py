@@ -400,6 +400,7 @@ class Fields:
     method: Literal["naive", "replay"] = "naive"
     fast: bool = False
     name: str = "a"
+    shape: tuple[int, ...] = (8,)
     seed: int = 0
 
 
@@ -441,6 +442,8 @@ def test_spaces_that_are_read():
         ("method=naive,naive", "at least two values"),
         ("warmup", "at least two values"),
         ("name", "at least two values"),
+        ("shape=8,16", "a number, a bool or a str can be searched"),
+        ("shape=8..16", "it is no field of numbers"),
     ],
 )
 def test_spaces_that_are_refused(text, message):

@@ -237,6 +237,7 @@ def test_a_selection(chosen, config):
     assert select.command(config, module.Config(width=4, device_data=True)) == (
         f"jcl run {config} --width 4 --device-data"
     )
+    assert select.command(config, Fields(shape=(8, 8))) == f"jcl run {config} --shape 8 8"
 
 
 def test_nothing_finished_is_run_or_measured_again(chosen, monkeypatch, capsys):
