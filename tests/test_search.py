@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jcl
-from jcl import InputError, space
+from jcl import InputError, space, study_report
 from jcl.__main__ import SEARCH, load_config, main
 from jcl.errors import Stopped
 
@@ -419,6 +419,8 @@ def test_spaces_that_are_read():
         "name": space.choices("x", "y"),
         "rate": space.choices(1e-3, 0.1),
     }
+    paths = space.read(Fields, ["name=../a,b:log"])["name"]
+    assert paths == space.choices("../a", "b:log")
     numbers = {field for field, each in found.items() if each.number}
     assert numbers == {"warmup", "rate"}
     assert type(found["warmup"].low) is float
@@ -442,13 +444,25 @@ def test_spaces_that_are_read():
         ("method=naive,naive", "at least two values"),
         ("warmup", "at least two values"),
         ("name", "at least two values"),
-        ("shape=8,16", "a number, a bool or a str can be searched"),
+        ("shape=8,16", "a number of 32 bits, a bool or a str can be searched"),
+        ("warmup=1e-60..1e-50:log", "two numbers of 32 bits, from 1.18e-38"),
+        ("warmup=1e-60,1e-50", "a number of 32 bits"),
         ("shape=8..16", "it is no field of numbers"),
     ],
 )
 def test_spaces_that_are_refused(text, message):
     with pytest.raises(InputError, match=re.escape(message)):
         space.read(Fields, [text])
+
+
+def test_the_picture_of_names_that_look_like_a_range(tmp_path):
+    trials = [
+        {"number": number, "state": "finished", "value": 0.5, "params": {"name": name}}
+        for number, name in enumerate(("../a", "b:log"))
+    ]
+    report = {"study": "some", "measure": "accuracy", "higher_is_better": True, "trials": trials}
+    study_report.picture(tmp_path, {**report, "space": {"name": "../a,b:log"}})
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_field_is_searched_once_and_a_config_must_have_one():
