@@ -105,7 +105,8 @@ def test_candidates_are_read_by_the_types_of_the_fields():
         "name": ("x", "y"),
     }  # fmt: skip
     for text, message in [
-        ("size=huge", "'huge' is no value of the field's type"),
+        ("size=huge", "'huge' is no value of the field's type, one of small, base"),
+        ("rate=fast", "'fast' is no value of the field's type, float or None"),
         ("rank=4.5", "'4.5' is no value of the field's type, int"),
         ("shape=1", "'1' is no value"),
         ("depth=2", "no field 'depth'; write FIELD=VALUE,VALUE with one of size, rank"),
@@ -120,6 +121,12 @@ def test_candidates_are_read_by_the_types_of_the_fields():
         choice.read_candidates(Fields, ["size=small", "size=base"])
     with pytest.raises(InputError, match="--candidate size=small,base"):
         choice.read_candidates(Fields, [])
+
+
+def test_no_two_candidates_share_a_folder():
+    names = [choice.named({"kind": kind}) for kind in ("a/b", "a_b", "a%2Fb")]
+    assert len(set(names)) == 3
+    assert not any("/" in name for name in names)
 
 
 @pytest.mark.parametrize(
