@@ -195,46 +195,30 @@ def test_one_by_one_with_fields_that_decide_the_structure(module, tmp_path):
     assert (place / "study.json").read_bytes() == before
 
 
-def test_a_trial_whose_code_raises_has_failed_and_the_search_goes_on(
-    module, tmp_path, monkeypatch
-):
-    asked = []
+def test_a_trial_whose_code_raises_has_failed_and_the_search_goes_on(module, tmp_path, monkeypatch):
+    outcomes = [ValueError("no l2 today"), 0.5, TypeError("nor naive"), Stopped("by SIGTERM"), 0.6]
 
-    def run(build, config, **_):
-        asked.append(config.method)
-        if config.method == "l2":
-            raise ValueError("no l2 today")
-        return {"metrics": {"average_accuracy": {"values": [0.5]}}}, None
+    def run(*_, **__):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return {"metrics": {"average_accuracy": {"values": [outcome]}}}, None
 
     def search(trials):
         return searched(module, tmp_path, ["method"], population=1, trials=trials)
 
     monkeypatch.setattr(searching, "run", run)
-    refused = 0
-    while "naive" not in asked:
-        try:
-            report, _ = search(len(asked) + 1)
-        except InputError as error:
-            refused += 1
-            assert str(error) == "ValueError: no l2 today"
-            assert type(error.__cause__) is ValueError
-    while "l2" not in asked:
-        report, _ = search(len(asked) + 1)
-    assert refused == asked.index("naive")  # it is no error where a trial has finished
-    for method, trial in zip(asked, report["trials"], strict=True):
-        state, reason = ("finished", None) if method == "naive" else ("failed", "no l2 today")
-        assert trial["state"] == state
-        assert reason is None or trial["reason"] == f"ValueError: {reason}"
-
-    def stopped(*_, **__):
-        raise Stopped("stopped by SIGTERM")
-
-    monkeypatch.setattr(searching, "run", stopped)
+    with pytest.raises(InputError, match="ValueError: no l2 today"):  # nothing has finished
+        search(3)
+    report, _ = search(3)
+    failed, finished, other = report["trials"]
+    assert (failed["state"], failed["reason"]) == ("failed", "ValueError: no l2 today")
+    assert (finished["state"], finished["value"]) == ("finished", 0.5)
+    assert (other["state"], other["reason"]) == ("failed", "TypeError: nor naive")
     with pytest.raises(Stopped):
-        search(len(asked) + 1)
-    monkeypatch.setattr(searching, "run", run)
-    report, _ = search(len(asked) + 1)
-    assert report["trials"][-1]["state"] != "running"
+        search(4)
+    report, _ = search(4)  # what was stopped has not failed
+    assert (report["trials"][3]["value"], report["best"], outcomes) == (0.6, 3, [])
 
 
 def test_a_study_is_not_gone_on_with_otherwise(found, module):
