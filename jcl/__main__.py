@@ -398,7 +398,7 @@ def _select(arguments: list[str]) -> None:
     path, module, parsed = _parsed("select", arguments, select.Options)
     options = dataclasses.asdict(parsed.options)
     candidates = choice.read_candidates(module.Config, options.pop("candidate"))
-    options["budget"] = choice.read_budget(options["budget"])
+    options["budget"] = choice.read_budget(sum(options["budget"], ()))
     content, place = select.select(
         module.build, parsed.config, candidates, config_file=path, console=_console(), **options
     )

@@ -12,7 +12,8 @@ from typing import Any
 
 from jcl.errors import InputError
 
-# Two latencies of the same model differ by as much from one measurement to the next.
+# Two latencies of the same model differ by as much from one measurement to the next, where nothing
+# else runs.
 SAME_LATENCY = 1.05
 
 # cost: {unit: its size}, the first that shows a number of at least 1
@@ -73,7 +74,8 @@ def named(setting: Mapping[str, Any]) -> str:
     >>> named({"size": "small", "rank": 8})
     'size=small,rank=8'
     """
-    return ",".join(f"{field}={value}" for field, value in setting.items()).replace("/", "_")
+    name = ",".join(f"{field}={value}" for field, value in setting.items())
+    return name.replace("%", "%25").replace("/", "%2F")  # no two settings share a folder
 
 
 def read_candidates(config: type, texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
@@ -249,7 +251,8 @@ def _value(where: str, hint: Any, word: str) -> Any:
     """The word as the field's type has it."""
     hint = typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    for kind in typing.get_args(hint) if union else [hint]:
+    kinds = typing.get_args(hint) if union else [hint]
+    for kind in kinds:
         if typing.get_origin(kind) is typing.Literal:
             for choice in typing.get_args(kind):
                 if str(choice) == word.strip():
@@ -267,9 +270,15 @@ def _value(where: str, hint: Any, word: str) -> Any:
             return word.strip()
     raise InputError(
         f"{where}: {word.strip() or 'nothing'!r} is no value of the field's type, "
-        f"{getattr(hint, '__name__', hint)}. Fields with a Literal, a number, a bool or a str can "
-        "be chosen."
+        f"{' or '.join(map(_described, kinds))}. Fields with a Literal, a number, a bool or a str "
+        "can be chosen."
     )
+
+
+def _described(kind: Any) -> str:
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(str, typing.get_args(kind)))}"
+    return "None" if kind is type(None) else getattr(kind, "__name__", str(kind))
 
 
 def _why(each: Candidate, front: Sequence[Candidate], budget: Budget) -> str:

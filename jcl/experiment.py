@@ -138,6 +138,23 @@ def stage_steps(experiment: Experiment) -> list[int]:
     return steps
 
 
+def check_stream(experiment: Any) -> None:
+    """Checks what `build` has returned: an experiment with a stream.
+
+    Raises:
+        InputError: it is something else, or has lines alone.
+    """
+    if not isinstance(experiment, Experiment):
+        raise InputError(
+            f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
+        )
+    if experiment.stream is None:
+        raise InputError(
+            f"Experiment {experiment.name!r} has lines alone, which `jcl online` learns from: give "
+            "it a stream for everything else."
+        )
+
+
 def check(experiment: Experiment) -> Any:
     """Runs the loss and the measure on shapes alone, before anything is compiled or written.
 
@@ -147,11 +164,7 @@ def check(experiment: Experiment) -> Any:
     Raises:
         InputError: from the data, the model or the loss, each naming what it refuses.
     """
-    if experiment.stream is None:
-        raise InputError(
-            f"Experiment {experiment.name!r} has lines alone, which `jcl online` learns from: give "
-            "it a stream for everything else."
-        )
+    check_stream(experiment)
     training, testing = {}, {}
     for number, stage in enumerate(experiment.stream.stages):
         name = stage_name(experiment, number)

@@ -19,8 +19,8 @@ from jax.core import Tracer
 from rich.console import Console
 
 from jcl import checks, data, folder, study_report
-from jcl.errors import Diverged, InputError
-from jcl.experiment import Experiment, check
+from jcl.errors import Diverged, InputError, SaveError, Stopped
+from jcl.experiment import Experiment, check, check_stream
 from jcl.grid import Replica
 from jcl.program import Program
 from jcl.run import Position, run
@@ -229,6 +229,15 @@ class _Trainer:
             for number in list(group.going):
                 study.tell(group, number, "failed", reason=str(error))
             return error
+        except (Stopped, SaveError, imported().exceptions.OptunaError):
+            raise  # no fault of the trial, which the same command goes on with
+        except Exception as error:  # of the config's code
+            reason = f"{type(error).__name__}: {error}"
+            for number in list(group.going):
+                study.tell(group, number, "failed", reason=reason)
+            failed = InputError(reason)
+            failed.__cause__ = error
+            return failed
         values = report["metrics"]["average_accuracy"]["values"]
         diverged = report.get("diverged") or [None] * len(values)
         for number, value, gone in zip(group.numbers, values, diverged, strict=True):
@@ -284,10 +293,7 @@ def _validated(
 ) -> Experiment:
     """The experiment without its tests."""
     experiment = build(config)
-    if not isinstance(experiment, Experiment):
-        raise InputError(
-            f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
-        )
+    check_stream(experiment)
     fields = [getattr(config, field.name) for field in dataclasses.fields(config)]
     if any(isinstance(value, Tracer) for value in fields):
         return experiment  # inside a trace, which reads no data

@@ -22,11 +22,11 @@ import jax
 import tyro
 from rich.console import Console
 
-from jcl import checks, data, folder, select_report, strict
+from jcl import checks, data, folder, select_report, strict, study_report
 from jcl.choice import Budget, Candidate, named, over, recommend
 from jcl.costs import counted, measure
 from jcl.errors import Diverged, InputError, OutOfMemory
-from jcl.experiment import Experiment, stage_steps
+from jcl.experiment import Experiment, check_stream, stage_steps
 from jcl.grid import settings
 from jcl.run import run
 
@@ -72,7 +72,8 @@ class Options:
         candidate: a field of the config and the values to try, such as size=small,base; may be
             given several times: every combination is a candidate.
         budget: what the model may take at most, such as parameters=10M latency=20ms memory=2GB:
-            latency of predicting one example, memory of a training step.
+            latency of predicting one example, memory of a training step; may be given several
+            times.
         limit_steps: training steps of a stage at most, for a quicker look; by default as many as
             the config says.
         validation: the share of the training examples that candidates are judged by.
@@ -82,7 +83,7 @@ class Options:
     """
 
     candidate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    budget: tuple[str, ...] = ()
+    budget: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     limit_steps: int | None = None
     validation: float = 0.2
     seeds: int = 1
@@ -229,16 +230,8 @@ def select(
 
 def command(config_file: Path, config: Any) -> str:
     """What runs this config itself, on the whole training part, and tests it on the test part."""
-    words = ["jcl", "run", str(config_file)]
-    for field in dataclasses.fields(config):
-        value, flag = getattr(config, field.name), field.name.replace("_", "-")
-        if value == field.default:
-            continue
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", str(value)]
-    return shlex.join(words)
+    fields = study_report.flags(study_report.changed(config))
+    return shlex.join(["jcl", "run", str(config_file), *fields])
 
 
 def _judged(
@@ -249,10 +242,7 @@ def _judged(
 
     def judged(config):
         experiment = build(config)
-        if not isinstance(experiment, Experiment):
-            raise InputError(
-                f"build(config) returned {type(experiment).__name__}, not a jcl.Experiment."
-            )
+        check_stream(experiment)
         stream = data.held_out(experiment.stream, validation, seed=seed)
         experiment = dataclasses.replace(experiment, stream=stream)
         if limit_steps is None:

@@ -6,6 +6,7 @@ or the command line does, `--space rate=1e-4..1e-2:log`.
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from jcl.errors import InputError
 
-_LARGEST = float(np.finfo(np.float32).max)
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _EXAMPLES = "rate=1e-4..1e-2:log, layers=2..6 or method=naive,replay"
 
 
@@ -135,25 +136,34 @@ def _range(call: str, low: Any, high: Any, *, log: bool = False) -> Space:
     for name, value in (("low", low), ("high", high)):
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise InputError(f"{call}({name}={value!r}): a number.")
-    if not low < high or max(abs(low), abs(high)) > _LARGEST:
-        raise InputError(f"{call}({low}, {high}): two numbers of 32 bits, the lower one first.")
+    if not (low < high and _single(low) and _single(high)):
+        raise InputError(
+            f"{call}({low}, {high}): two numbers of 32 bits, from {_SMALLEST:.3g} to "
+            f"{_LARGEST:.3g} or 0, the lower one first."
+        )
     if log and low <= 0:
         raise InputError(f"{call}({low}, {high}): a logarithm is of numbers above 0.")
     return Space(low, high, log)
 
 
+def _single(value: float) -> bool:
+    """Whether a float of 32 bits can hold it, and not as one of the few below its normal ones,
+    which a device may take for 0."""
+    return value == 0 or _SMALLEST <= abs(value) <= _LARGEST
+
+
 def _parsed(where: str, definition: str, hint: Any) -> Space:
     """A range, or values, as the command line writes them."""
-    definition, _, scale = definition.strip().partition(":")
-    low, dots, high = definition.partition("..")
-    if scale not in ("", "log") or (scale and not dots):
-        raise InputError(f"{where}: behind a range may stand :log; write {_EXAMPLES}.")
-    if dots:
+    if ".." in definition and "," not in definition:
+        ends, _, scale = definition.strip().partition(":")
+        low, _, high = ends.partition("..")
+        if scale not in ("", "log"):
+            raise InputError(f"{where}: behind a range may stand :log; write {_EXAMPLES}.")
         kind = _number_type(hint)
         if kind is None:
             raise InputError(f"{where}: it is no field of numbers; write {_EXAMPLES}.")
-        ends = (_number(where, kind, low), _number(where, kind, high))
-        return _range(where, *ends, log=bool(scale))
+        low, high = _number(where, kind, low), _number(where, kind, high)
+        return _range(where, low, high, log=bool(scale))
     words = [word.strip() for word in definition.split(",")]
     allowed = {str(value): value for value in _allowed(hint)}
     if allowed:
@@ -195,11 +205,14 @@ def _fitted(where: str, space: Space, hint: Any) -> Space:
     if allowed:
         fits = all(value in allowed for value in values)
     elif kind is not None:
-        fits = all(isinstance(value, int | float) for value in values)
+        fits = all(isinstance(value, int | float) and _single(value) for value in values)
     else:
         fits = str in _parts(hint) and all(isinstance(value, str) for value in values)
     if not fits:
-        raise InputError(f"{where}: one of the values is not of the field's type.")
+        raise InputError(
+            f"{where}: one of the values is not of the field's type. Fields with a Literal, a "
+            "number of 32 bits, a bool or a str can be searched."
+        )
     if kind is not None and not allowed:
         values = tuple(map(kind, values))
     return dataclasses.replace(space, values=tuple(values))
@@ -214,8 +227,8 @@ def _parts(hint: Any) -> list[Any]:
     """The types of a union, without what stands beside them."""
     if hasattr(hint, "__metadata__"):
         return _parts(hint.__origin__)
-    if typing.get_origin(hint) is typing.Literal or not typing.get_args(hint):
-        return [hint]
+    if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+        return [hint]  # of a tuple too, which is no number though it holds some
     return [part for each in typing.get_args(hint) for part in _parts(each)]
 
 

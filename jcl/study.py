@@ -8,6 +8,7 @@ and whose it is.
 """
 
 import contextlib
+import copy
 import fcntl
 import os
 import uuid
@@ -283,8 +284,18 @@ def _storage(text: str) -> Any:
 def _pruner(name: str) -> Any:
     import optuna
 
+    class Median(optuna.pruners.MedianPruner):
+        """Of the last stage alone: Optuna's compares the best of all stages so far, and the average
+        over the tasks seen is normally highest after the first."""
+
+        def prune(self, study: Any, trial: Any) -> bool:
+            trial, last = copy.copy(trial), trial.last_step
+            if last is not None:
+                trial.intermediate_values = {last: trial.intermediate_values[last]}
+            return super().prune(study, trial)
+
     return {
-        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=0),
+        "median": lambda: Median(n_startup_trials=5, n_warmup_steps=0),
         "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(
             min_resource=1, reduction_factor=2
         ),

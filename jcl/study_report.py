@@ -213,12 +213,13 @@ def picture(folder: Path, report: Mapping[str, Any]) -> None:
         if any(not isinstance(each, int | float) or isinstance(each, bool) for each in chosen):
             chosen = [str(each) for each in chosen]
         axes.scatter(chosen, values, s=16, c=numbers, cmap="viridis")
-        low, dots, high = report["space"][field].removesuffix(":log").partition("..")
-        if report["space"][field].endswith(":log"):
+        space = report["space"][field]
+        if "," in space:  # values
+            continue
+        if space.endswith(":log"):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-        if dots:
-            axes.set_xlim(float(low), float(high))
+        axes.set_xlim(*map(float, space.removesuffix(":log").split("..")))
     figure.suptitle(_title(report), fontsize=10)
     figure.savefig(folder / "study.png", dpi=110)
     pyplot.close(figure)

@@ -63,7 +63,10 @@ ALLOWED = {
     "choice": set(),
     "select_report": {"choice"},
     "costs": {"choice", "experiment", "grid", "learner", "memory", "program"},
-    "select": {"choice", "costs", "data", "experiment", "folder", "grid", "run", "select_report"},
+    "select": {
+        "choice", "costs", "data", "experiment", "folder", "grid", "run", "select_report",
+        "study_report",
+    },
     "forgotten": {"folder"},
     "selection": set(),
     "stored": {"memory", "selection"},

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import jcl
-from jcl import InputError, space
+from jcl import InputError, space, study_report
 from jcl.__main__ import SEARCH, load_config, main
+from jcl.errors import Stopped
 
 pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
@@ -194,6 +195,32 @@ def test_one_by_one_with_fields_that_decide_the_structure(module, tmp_path):
     assert (place / "study.json").read_bytes() == before
 
 
+def test_a_trial_whose_code_raises_has_failed_and_the_search_goes_on(module, tmp_path, monkeypatch):
+    outcomes = [ValueError("no l2 today"), 0.5, TypeError("nor naive"), Stopped("by SIGTERM"), 0.6]
+
+    def run(*_, **__):
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return {"metrics": {"average_accuracy": {"values": [outcome]}}}, None
+
+    def search(trials):
+        return searched(module, tmp_path, ["method"], population=1, trials=trials)
+
+    monkeypatch.setattr(searching, "run", run)
+    with pytest.raises(InputError, match="ValueError: no l2 today"):  # nothing has finished
+        search(3)
+    report, _ = search(3)
+    failed, finished, other = report["trials"]
+    assert (failed["state"], failed["reason"]) == ("failed", "ValueError: no l2 today")
+    assert (finished["state"], finished["value"]) == ("finished", 0.5)
+    assert (other["state"], other["reason"]) == ("failed", "TypeError: nor naive")
+    with pytest.raises(Stopped):
+        search(4)
+    report, _ = search(4)  # what was stopped has not failed
+    assert (report["trials"][3]["value"], report["best"], outcomes) == (0.6, 3, [])
+
+
 def test_a_study_is_not_gone_on_with_otherwise(found, module):
     place = found[1]
     for options, message in [
@@ -312,6 +339,24 @@ def test_pruners_give_up_what_is_worse(pruner, given_up, tmp_path):
     assert study.trials[0].intermediate_values == {1: 0.5}
 
 
+def test_the_median_is_of_the_last_stage_alone(tmp_path):
+    """An average over the tasks seen falls from stage to stage: the first protects no trial."""
+    study = studied(tmp_path, size=1)
+    for trial in range(7):
+        with study.next(9) as group:
+            for stage, value in enumerate((0.99, 0.95, 0.93), 1):
+                study.report(group, trial, stage, value + trial / 1000)
+            study.tell(group, trial, "finished", 0.93)
+    with study.next(9) as group:
+        hopeless = []
+        for stage, value in enumerate((0.999, 0.30, 0.94), 1):
+            study.report(group, 7, stage, value)
+            hopeless.append(study.hopeless(group, 7))
+        study.tell(group, 7, "pruned")
+    assert hopeless == [False, True, False]
+    assert study.trials[7].intermediate_values == {1: 0.999, 2: 0.30, 3: 0.94}
+
+
 def test_what_diverged_counts_as_the_worst(tmp_path):
     study = studied(tmp_path, size=1)
     with study.next(1) as group:
@@ -339,6 +384,7 @@ class Fields:
     method: Literal["naive", "replay"] = "naive"
     fast: bool = False
     name: str = "a"
+    shape: tuple[int, ...] = (8,)
     seed: int = 0
 
 
@@ -357,6 +403,8 @@ def test_spaces_that_are_read():
         "name": space.choices("x", "y"),
         "rate": space.choices(1e-3, 0.1),
     }
+    paths = space.read(Fields, ["name=../a,b:log"])["name"]
+    assert paths == space.choices("../a", "b:log")
     numbers = {field for field, each in found.items() if each.number}
     assert numbers == {"warmup", "rate"}
     assert type(found["warmup"].low) is float
@@ -380,11 +428,25 @@ def test_spaces_that_are_read():
         ("method=naive,naive", "at least two values"),
         ("warmup", "at least two values"),
         ("name", "at least two values"),
+        ("shape=8,16", "a number of 32 bits, a bool or a str can be searched"),
+        ("warmup=1e-60..1e-50:log", "two numbers of 32 bits, from 1.18e-38"),
+        ("warmup=1e-60,1e-50", "a number of 32 bits"),
+        ("shape=8..16", "it is no field of numbers"),
     ],
 )
 def test_spaces_that_are_refused(text, message):
     with pytest.raises(InputError, match=re.escape(message)):
         space.read(Fields, [text])
+
+
+def test_the_picture_of_names_that_look_like_a_range(tmp_path):
+    trials = [
+        {"number": number, "state": "finished", "value": 0.5, "params": {"name": name}}
+        for number, name in enumerate(("../a", "b:log"))
+    ]
+    report = {"study": "some", "measure": "accuracy", "higher_is_better": True, "trials": trials}
+    study_report.picture(tmp_path, {**report, "space": {"name": "../a,b:log"}})
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_field_is_searched_once_and_a_config_must_have_one():
@@ -465,6 +527,17 @@ def test_the_command_says_what_it_needs(capsys):
     told = capsys.readouterr().out
     for word in ("configs/quickstart.py", "--space", "first_tasks", "sqlite:///", "halving"):
         assert word in told
+
+
+def test_a_config_with_lines_alone_is_refused(tmp_path, capsys):
+    path, out = str(HERE / "configs" / "online.py"), ["--out", str(tmp_path / "out")]
+    for command in (
+        ["search", path, "--space", "learning_rate=1e-4..1e-2", "--trials", "1"],
+        ["select", path, "--candidate", "learning_rate=1e-4,1e-2"],
+    ):
+        assert main([*command, *out]) == 1
+        assert "has lines alone, which `jcl online` learns from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_without_the_extra_it_is_named(monkeypatch, module, tmp_path):

@@ -105,7 +105,8 @@ def test_candidates_are_read_by_the_types_of_the_fields():
         "name": ("x", "y"),
     }  # fmt: skip
     for text, message in [
-        ("size=huge", "'huge' is no value of the field's type"),
+        ("size=huge", "'huge' is no value of the field's type, one of small, base"),
+        ("rate=fast", "'fast' is no value of the field's type, float or None"),
         ("rank=4.5", "'4.5' is no value of the field's type, int"),
         ("shape=1", "'1' is no value"),
         ("depth=2", "no field 'depth'; write FIELD=VALUE,VALUE with one of size, rank"),
@@ -120,6 +121,12 @@ def test_candidates_are_read_by_the_types_of_the_fields():
         choice.read_candidates(Fields, ["size=small", "size=base"])
     with pytest.raises(InputError, match="--candidate size=small,base"):
         choice.read_candidates(Fields, [])
+
+
+def test_no_two_candidates_share_a_folder():
+    names = [choice.named({"kind": kind}) for kind in ("a/b", "a_b", "a%2Fb")]
+    assert len(set(names)) == 3
+    assert not any("/" in name for name in names)
 
 
 @pytest.mark.parametrize(
@@ -237,6 +244,7 @@ def test_a_selection(chosen, config):
     assert select.command(config, module.Config(width=4, device_data=True)) == (
         f"jcl run {config} --width 4 --device-data"
     )
+    assert select.command(config, Fields(shape=(8, 8))) == f"jcl run {config} --shape 8 8"
 
 
 def test_nothing_finished_is_run_or_measured_again(chosen, monkeypatch, capsys):
@@ -365,8 +373,9 @@ def test_the_candidates_of_the_config(monkeypatch, tmp_path, one_device):
     monkeypatch.chdir(HERE.parent)
     axes = ["attention=exact,performer", "adaptation=full,lora,head"]
     flags = [word for axis in axes for word in ("--candidate", axis)]
-    command = ["select", "configs/select.py", *flags, "--budget", "parameters=1"]
-    assert main([*command, "--out", str(tmp_path)]) == 0
+    command = ["select", "configs/select.py", *flags, "--budget", "parameters=1", "memory=2GB"]
+    assert main([*command, "--budget", "latency=1s", "--out", str(tmp_path)]) == 0
+    assert read(tmp_path)["budget"] == {"parameters": 1.0, "memory": 2e9, "latency": 1.0}
     found = {tuple(each["setting"].values()): each for each in read(tmp_path)["candidates"]}
     assert len(found) == 6
     of = {key: (each["parameters"], each["state"]) for key, each in found.items()}
