@@ -596,7 +596,7 @@ def cosine(peak: float, *, warmup: float = 0.0, floor: float = 0.0) -> Schedule:
     """
     checks.number("cosine", "peak", peak)
     checks.number("cosine", "warmup", warmup, "[0, 1)")
-    checks.number("cosine", "floor", floor)
+    checks.floor("cosine", floor, peak)
 
     def schedule(progress):
         rising = peak * progress / jnp.maximum(warmup, 1e-12)

@@ -458,7 +458,8 @@ def masked_lm(
     "Contextual augmentation"; Wu et al. 2019 with BERT, there told the label as well).
 
     token' ~ softmax(logits) over the filler's candidates, which are neither special nor the token
-    itself nor unknown to the tokenizer, for touched(strength, tokens) of a text's tokens, all hidden at once.
+    itself nor unknown to the tokenizer, for touched(strength, tokens) of a text's tokens, all
+    hidden at once.
 
     The model is compiled once and asked while the batches are made; it knows nothing of the label.
 
