@@ -211,7 +211,11 @@ def test_every_parameter_belongs_to_one_pattern():
         ({"head/*": sgd}, None, "body/bias matches none of 'head/\\*'.*otherwise="),
         ({"*kernel": sgd, "body/*": sgd}, None, "body/kernel matches '\\*kernel' and 'body/\\*'"),
         ({"heed/*": sgd}, sgd, "'heed/\\*'. The nearest are: head/kernel"),
-        ({"head/*": sgd, "body/*": sgd}, sgd, "leaves out all that"),
+        (
+            {"head/*": sgd, "body/*": sgd},
+            sgd,
+            "match every parameter, and nothing is left for otherwise=",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             jcl.by_path(parts, otherwise=otherwise).init(toy.params(), batch=toy.batch(0), aux={})
