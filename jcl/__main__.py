@@ -41,8 +41,26 @@ USAGE = """jcl: continual and online learning for language models
   jcl export RUN FOLDER [--lora merged|adapter] [--seed N]     a run's model, for Hugging Face
   jcl list [FOLDER]                                                         what there is to use
 
-jcl run CONFIG.py --help shows a config's fields, jcl generate --help how tokens are chosen,
-jcl online --help what a line is, jcl search --help how a config's fields are.
+jcl COMMAND --help says what a command does, with an example; jcl run CONFIG.py --help shows a
+config's fields as well.
+"""
+
+RUN = """Trains the model of a config on its tasks, one after the other, and evaluates all of them.
+
+  jcl run configs/quickstart.py --method replay
+
+Everything is under runs/<config>/<method>: what was run, metrics.jsonl, report.json, a picture of
+the matrix, checkpoints. Stopped or killed, the same command goes on, to the same bits. The fields
+of a config are options as well: `jcl run configs/quickstart.py --help` shows them.
+"""
+
+
+PLAN = """Says what a training step would take on other devices: memory, work, communication.
+
+  jcl plan configs/plan/gpt2_xl.py --mesh data=64,fsdp=4 --method full_ewc
+
+A step is compiled for a CPU that passes for as many devices; nothing is trained or written. The
+fields of a config are options as well: `jcl plan configs/plan/gpt2_xl.py --help` shows them.
 """
 
 
@@ -158,7 +176,9 @@ class PlanOptions:
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOptions:
-    """How to go on with a text.
+    """What the model of a run, at its newest checkpoint, would write.
+
+      jcl generate runs/quickstart/replay --prompt "The statement" --steps 40
 
     Attributes:
         prompt: a text to go on with; may be given several times.
@@ -188,28 +208,15 @@ def main(arguments: list[str] | None = None) -> int:
         `jcl run` at once, by itself: 130 or 143 to a shell.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    commands = {
-        "run": _run,
-        "online": _online,
-        "search": _search,
-        "select": _select,
-        "plan": _plan,
-        "generate": _generate,
-        "report": _report,
-        "memory": _memory,
-        "forget": _forget,
-        "export": _export,
-        "list": _list,
-    }
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
-    if arguments[0] not in commands:
+    if arguments[0] not in COMMANDS:
         print(f"jcl: unknown command {arguments[0]!r}\n\n{USAGE}", file=sys.stderr)
         return 2
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
-        commands[arguments[0]](arguments[1:])
+        COMMANDS[arguments[0]](arguments[1:])
     except (InputError, OSError) as error:
         print(f"jcl {arguments[0]}: {error}", file=sys.stderr)
         return _failed(1)
@@ -273,6 +280,7 @@ def load_config(path: Path) -> ModuleType:
 
 @stopping.at_once()
 def _run(arguments: list[str]) -> None:
+    _help(arguments, "run", RunOptions, RUN)
     if not arguments or arguments[0].startswith("-"):
         raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")
     one_arena()
@@ -305,6 +313,13 @@ def _online(arguments: list[str]) -> None:
     command.main(arguments, _parsed)
 
 
+def _help(arguments: list[str], command: str, options: Any, description: str) -> None:
+    """Shows what a command does and its options, and ends, where no config is named but help."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        prog = f"jcl {command} CONFIG.py [--field value ...]"
+        tyro.cli(options, args=["--help"], prog=prog, description=description)
+
+
 def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, ModuleType, Any]:
     """The config's file and module, and its Config and the command's options as they were given."""
     path, rest = Path(arguments[0]), arguments[1:]
@@ -327,13 +342,7 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
 
 @stopping.at_once()
 def _search(arguments: list[str]) -> None:
-    if arguments[:1] in (["-h"], ["--help"]):
-        tyro.cli(
-            SearchOptions,
-            args=["--help"],
-            prog="jcl search CONFIG.py [--field value ...]",
-            description=SEARCH,
-        )
+    _help(arguments, "search", SearchOptions, SEARCH)
     if not arguments or arguments[0].startswith("-"):
         raise InputError(
             "name a config file first: jcl search configs/quickstart.py --space "
@@ -370,6 +379,7 @@ def _search(arguments: list[str]) -> None:
 
 
 def _plan(arguments: list[str]) -> None:
+    _help(arguments, "plan", PlanOptions, PLAN)
     if not arguments or arguments[0].startswith("-"):
         raise InputError(
             "name a config file first: jcl plan configs/plan/gpt2_xl.py --mesh data=64,fsdp=4"
@@ -414,7 +424,6 @@ def _generate(arguments: list[str]) -> None:
         GenerateOptions,
         args=arguments if asked else arguments[1:],
         prog="jcl generate RUN",
-        description="What the model of a run, at its newest checkpoint, would write.",
     )
     if not options.prompt:
         raise InputError('give a text to go on with: --prompt "A"')
@@ -487,6 +496,8 @@ def enough_devices(seeds: int, cores: int) -> int:
 class ReportOptions:
     """Finished runs side by side: their matrices and metrics, as tables here or as a page.
 
+      jcl report runs/quickstart/naive runs/quickstart/replay --html methods.html
+
     Attributes:
         runs: the run folders; in the page the others are compared with the first.
         html: write one self-contained page to this file: matrices, every task over time, forgetting
@@ -525,6 +536,8 @@ def _report(arguments: list[str]) -> None:
 @dataclasses.dataclass(frozen=True)
 class MemoryOptions:
     """Writes the memory of a run to a file, from which jcl.memory.starting_from takes it up.
+
+      jcl memory runs/quickstart/replay memory.npz
 
     Attributes:
         run: the run folder.
@@ -591,6 +604,8 @@ def _forget(arguments: list[str]) -> None:
 class ExportOptions:
     """Writes the model of a run, at its newest checkpoint, as a folder that Hugging Face loads.
 
+      jcl export runs/quickstart/replay exported
+
     Attributes:
         run: the run folder.
         folder: what is written; it must hold no model yet.
@@ -617,11 +632,25 @@ def _export(arguments: list[str]) -> None:
     _console().print(told, soft_wrap=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class ListOptions:
+    """What there is to use: the configs of a folder, and jcl's strategies, models and streams.
+
+      jcl list configs/mnist
+
+    Attributes:
+        folder: that holds the configs.
+    """
+
+    folder: tyro.conf.Positional[Path] = Path("configs")
+
+
 def _list(arguments: list[str]) -> None:
+    place = tyro.cli(ListOptions, args=arguments, prog="jcl list").folder
+
     from jcl import data, models, strategies
 
     console = _console()
-    place = Path(arguments[0] if arguments else "configs")
     if not place.is_dir():
         raise InputError(f"There is no folder {place}: name the one that holds your configs.")
     table = Table("config", "what it is", title=f"configs in {place}", title_justify="left")
@@ -656,6 +685,20 @@ def _console() -> Console:
 def _first_line(docstring: str | None) -> str:
     return (docstring or "").strip().split("\n")[0]
 
+
+COMMANDS = {
+    "run": _run,
+    "online": _online,
+    "search": _search,
+    "select": _select,
+    "plan": _plan,
+    "generate": _generate,
+    "report": _report,
+    "memory": _memory,
+    "forget": _forget,
+    "export": _export,
+    "list": _list,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -55,7 +55,7 @@ def by_path(parts: Mapping[str, Part], *, otherwise: Part | None = None) -> Stra
     whole = chain(*(part._replace(side="any") for part in members))
 
     def init(params, **rest):
-        _check(tuple(lifted), params, complete=otherwise is None)
+        _check(tuple(lifted), params, otherwise)
         return whole.init(params, **rest)
 
     names = ", ".join([part.name for part in lifted.values()] + ["..."] * (otherwise is not None))
@@ -63,9 +63,10 @@ def by_path(parts: Mapping[str, Part], *, otherwise: Part | None = None) -> Stra
     return whole._replace(init=init, name=f"by_path({names})", side=side)
 
 
-def _check(patterns: tuple[str, ...], params: Params, *, complete: bool) -> None:
-    """Refuses params that do not each belong to one pattern, or to none where not `complete`."""
+def _check(patterns: tuple[str, ...], params: Params, otherwise: Part | None) -> None:
+    """Refuses params that do not each belong to one pattern or, where there is one, `otherwise`."""
     check_patterns("by_path", patterns, params)
+    left = False
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         found = [pattern for pattern in patterns if matches(path, (pattern,))]
@@ -74,8 +75,14 @@ def _check(patterns: tuple[str, ...], params: Params, *, complete: bool) -> None
                 f"by_path: {name} matches {' and '.join(map(repr, found))}, and would be moved by "
                 "both: write the patterns so that each parameter matches one."
             )
-        if complete and not found:
+        left = left or not found
+        if otherwise is None and not found:
             raise InputError(
                 f"by_path: {name} matches none of {', '.join(map(repr, patterns))}: add a pattern "
                 "for it, or give otherwise=, such as optax.adamw(1e-3) or optax.set_to_zero()."
             )
+    if otherwise is not None and not left:
+        raise InputError(
+            f"by_path: {', '.join(map(repr, patterns))} match every parameter, and nothing is left "
+            "for otherwise=: leave it out."
+        )

@@ -44,6 +44,17 @@ def number(call: str, field: str, value: Any, within: str = "[0, inf)") -> None:
         raise InputError(f"{call}({field}={_shown(value)}): a number in {within}.")
 
 
+def floor(call: str, value: Any, peak: Any, least: str = "[0") -> None:
+    """Passes the lowest rate of a schedule: a number from `least` up to the peak, where both are
+    known.
+
+    Raises:
+        InputError: it is no number or lies outside.
+    """
+    most = "inf)" if isinstance(peak, Tracer) else f"{float(peak)}]"
+    number(call, "floor", value, f"{least}, {most}")
+
+
 def flag(call: str, field: str, value: Any) -> None:
     """Passes True or False; any other value, such as "no", has a truth of its own.
 

@@ -592,11 +592,14 @@ def cosine(peak: float, *, warmup: float = 0.0, floor: float = 0.0) -> Schedule:
     Args:
         peak: the highest rate.
         warmup: the share of the task spent on the warm-up, in [0, 1).
-        floor: the rate at the end.
+        floor: the rate at the end, at most `peak`.
+
+    Raises:
+        InputError: an argument is out of range.
     """
     checks.number("cosine", "peak", peak)
     checks.number("cosine", "warmup", warmup, "[0, 1)")
-    checks.number("cosine", "floor", floor)
+    checks.floor("cosine", floor, peak)
 
     def schedule(progress):
         rising = peak * progress / jnp.maximum(warmup, 1e-12)

@@ -32,8 +32,9 @@ class Options:
     """Takes examples out of a run's memories, journal and pending data, proves it, and says what it
     cannot undo.
 
-    All that is meant by any --where goes, and every equal example with it, such as:
-    jcl forget runs/support --where text="my card is 4929" --where regex="(?i)ada lovelace"
+      jcl forget runs/support --where text="my card is 4929" --where regex="(?i)ada lovelace"
+
+    All that is meant by any --where goes, and every equal example with it.
 
     Attributes:
         place: a run folder; a memory that `jcl memory` has written, .npz; or the lines that an

@@ -28,7 +28,8 @@ def mixup(
     of the mixed target; the model runs once. Off where the key is None or the batch has no targets,
     as in an evaluation. s is one number for the batch, as in Zhang et al.'s own code. Two texts of
     different length count where either does, with the padding's embedding behind the shorter one.
-    An example whose mask is 0 is mixed with none.
+    An example whose mask is 0 is mixed with none; nor is one that is a batch of its own, as where
+    examples are differentiated one by one: under `jcl.private` nothing is mixed.
 
     aux has the logits of the mixtures, and the losses mixed in the same way: what a strategy keeps
     of them (`jcl.der`) is not what the batch's own inputs give. Loss terms of strategies, such as a

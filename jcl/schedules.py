@@ -29,22 +29,29 @@ def restarts(
         cycles: how many.
         growth: of their length, from each to the next; the paper's T_mult.
         warmup: the share of the task spent on a warm-up from zero, in [0, 1).
-        floor: the rate at the end of a cycle.
+        floor: the rate at the end of a cycle, at most `peak`.
+
+    Raises:
+        InputError: an argument is out of range.
 
     >>> import jcl, optax
     >>> optimizer = jcl.scheduled(optax.adamw, jcl.restarts(1e-3, cycles=3, growth=2.0))
     """
     cycles = checks.whole("restarts", "cycles", cycles)
-    _check("restarts", peak, warmup, floor)
+    _check("restarts", peak, warmup)
+    checks.floor("restarts", floor, peak)
     checks.number("restarts", "growth", growth, "(0, inf)")
 
     def schedule(progress):
-        lengths = jnp.asarray(growth, jnp.float32) ** jnp.arange(cycles)
+        # Of the longest, so that none overflows; one may be too short for a float.
+        longest = jnp.where(jnp.asarray(growth) > 1, cycles - 1, 0)
+        lengths = jnp.asarray(growth, jnp.float32) ** (jnp.arange(cycles) - longest)
         ends = jnp.cumsum(lengths) / jnp.sum(lengths)
         starts = jnp.concatenate([jnp.zeros(1), ends[:-1]])
         rest = _rest(progress, warmup)
         cycle = jnp.searchsorted(ends[:-1], rest, side="right")
-        position = (rest - starts[cycle]) / (ends[cycle] - starts[cycle])
+        length = jnp.maximum(ends[cycle] - starts[cycle], jnp.finfo(jnp.float32).tiny)
+        position = (rest - starts[cycle]) / length
         falling = floor + (peak - floor) * 0.5 * (1 + jnp.cos(jnp.pi * position))
         return jnp.where(progress < warmup, _rising(progress, peak, warmup), falling)
 
@@ -92,14 +99,17 @@ def exponential(peak: float, floor: float, *, warmup: float = 0.0) -> Schedule:
 
     Args:
         peak: the highest rate.
-        floor: the rate at the end, above 0.
+        floor: the rate at the end, above 0 and at most `peak`.
         warmup: the share of the task spent on a warm-up from zero, in [0, 1).
+
+    Raises:
+        InputError: an argument is out of range.
 
     >>> import jcl, optax
     >>> optimizer = jcl.scheduled(optax.lion, jcl.exponential(1e-4, 1e-6, warmup=0.1))
     """
     checks.number("exponential", "peak", peak, "(0, inf)")
-    checks.number("exponential", "floor", floor, "(0, inf)")
+    checks.floor("exponential", floor, peak, "(0")
     checks.number("exponential", "warmup", warmup, "[0, 1)")
 
     def schedule(progress):
@@ -109,10 +119,9 @@ def exponential(peak: float, floor: float, *, warmup: float = 0.0) -> Schedule:
     return schedule
 
 
-def _check(call: str, peak: float, warmup: float, floor: float = 0.0) -> None:
+def _check(call: str, peak: float, warmup: float) -> None:
     checks.number(call, "peak", peak)
     checks.number(call, "warmup", warmup, "[0, 1)")
-    checks.number(call, "floor", floor)
 
 
 def _rising(progress: jax.Array, peak: float, warmup: float) -> jax.Array:

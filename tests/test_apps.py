@@ -1,6 +1,7 @@
 """The applications of configs/apps, at a tiny size."""
 
 import re
+import runpy
 from pathlib import Path
 
 import jax
@@ -22,11 +23,18 @@ def test_each_says_what_it_shows_and_its_commands_name_its_file():
     assert len(folders) == 4
     for folder in folders:
         text = (folder / "README.md").read_text()
+        assert not re.search("RESULTS|@@", text), folder.name  # to be filled in
         file = folder / f"{folder.name}.py"
         assert f"configs/apps/{folder.name}/{folder.name}.py" in text, folder.name
         module = load_config(file)
         for option in re.findall(r"--(\w+)", " ".join(re.findall(r"jcl run .*", text))):
             assert option in {*module.Config.__dataclass_fields__, "seeds", "out"}, option
+
+
+def test_no_page_has_a_place_left_to_fill_in():
+    docs = APPS.parent.parent / "docs"
+    for page in [docs.parent / "README.md", *docs.glob("*.md")]:
+        assert not re.search("RESULTS|@@", page.read_text()), page.name
 
 
 def test_reviews_are_distinct_and_words_change_sides():
@@ -96,6 +104,14 @@ def test_a_manual_answers(tmp_path, capsys):
     asked = "An assignment is evaluated from the left hand side of the statement to the right."
     assert module.question(asked).startswith("What is evaluated from the left")
     assert module.question("Nothing of that kind.") is None
+
+
+@pytest.mark.parametrize("given", [[], ["runs/document_questions/slda"]])
+def test_a_manual_says_what_it_needs(given, monkeypatch):
+    file = str(app("document_questions"))
+    monkeypatch.setattr("sys.argv", [file, *given])
+    with pytest.raises(SystemExit, match="Give a run folder and a question: python"):
+        runpy.run_path(file, run_name="__main__")
 
 
 def test_a_style_is_learned_by_adapters_alone(tmp_path, monkeypatch):

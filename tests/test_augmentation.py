@@ -375,7 +375,7 @@ def test_a_masked_language_model_must_suit_the_stream(table, language_model):
     stream = stream_of(table, tokenizer=Numbers())
     for own, fields, match in (
         (stream_of(table), {}, "no mask_token_id"),
-        (stream, {"candidates": 12}, "17 tokens, special"),
+        (stream, {"candidates": 12}, "there are 11 others"),
     ):
         with pytest.raises(InputError, match=match):
             augmented(own, [augmentation.masked_lm(filler._replace(**fields))], seed=0)
@@ -386,6 +386,27 @@ def test_a_masked_language_model_must_suit_the_stream(table, language_model):
         other = jcl.models.mask_filler(of(**fields), params, candidates=2)
         with pytest.raises(InputError, match=match):
             augmented(stream, [augmentation.masked_lm(other)], seed=0)
+
+
+def test_a_padded_vocabulary_gives_no_token_that_the_tokenizer_lacks(table):
+    """The model likes its 3 surplus tokens best, and the tokenizer of the stream has none."""
+    size = len(VOCABULARY) + 3
+    model = jcl.models.bert(
+        jcl.models.BertConfig(size, positions=16, width=4, layers=1, heads=1, inner=4)
+    )
+    empty = jax.tree.map(
+        lambda leaf: np.zeros(leaf.shape, leaf.dtype),
+        jax.eval_shape(model.init, jax.random.key(0)),
+    )
+    empty["predictions"]["bias"] = np.arange(size, dtype=np.float32)
+    filler = jcl.models.mask_filler(model, empty, candidates=2)
+    change = always(augmentation.masked_lm, 1.0, filler=filler, batch_size=2)
+    ids, lengths = encoded("card", "cash")
+    found, _ = change(ids, lengths, ENCODING, [generator(1), generator(2)])
+    assert (found[:, 1] < len(VOCABULARY)).all()
+    change = augmentation.masked_lm(filler._replace(candidates=12))
+    with pytest.raises(InputError, match="there are 11 others"):
+        augmented(stream_of(table, tokenizer=Numbers()), [change], seed=0)
 
 
 def test_a_task_is_another_with_other_augmentations(table, language_model):

@@ -122,6 +122,16 @@ def test_without_a_key_or_targets_nothing_is_mixed(texts):
     np.testing.assert_array_equal(found["logits"], expected["logits"])
 
 
+def test_an_example_alone_is_mixed_with_none(texts):
+    """As the docs say; such are the batches that `jcl.private` differentiates."""
+    params, batch = texts
+    alone, key = {name: leaf[:1] for name, leaf in batch.items()}, jax.random.key(3)
+    plain = jcl.losses.classify(of_bag)
+    mixed = jcl.mixup(plain)(params, alone, key)[0]
+    np.testing.assert_allclose(mixed, plain(params, alone, key)[0], rtol=1e-6)
+    assert "under `jcl.private` nothing is mixed" in jcl.mixup.__doc__
+
+
 def test_what_does_not_count_is_mixed_with_none(texts):
     params, batch = texts
     masked = {**batch, "mask": jnp.array([1.0, 1, 0, 1, 1, 0])}

@@ -66,6 +66,15 @@ def test_a_restart_falls_on_its_step_however_long_the_task():
         assert list(restarted) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("growth", [2.0, 0.5])
+def test_cycles_too_short_for_a_float_are_still_cycles(growth):
+    found = rates(jcl.restarts(2.0, 200, growth=growth), *np.linspace(0, 1, 41))
+    assert np.all(np.isfinite(found))
+    assert 0 <= min(found) <= max(found) <= 2
+    few = rates(jcl.restarts(2.0, 20, growth=growth), 0.2, 0.4, 0.6, 0.8)
+    np.testing.assert_allclose(found[8:40:8], few, atol=1e-3)  # the long ones are the same
+
+
 def test_schedules_refuse():
     for make, message in [
         (lambda: jcl.restarts(1.0, 0), r"restarts\(cycles=0\): a whole number"),
@@ -74,7 +83,10 @@ def test_schedules_refuse():
         (lambda: jcl.step_decay(1.0, ()), r"give the points, such as at=\(0.5, 0.75\)"),
         (lambda: jcl.step_decay(1.0, 0.5), r"give the points, such as at=\(0.5, 0.75\)"),
         (lambda: jcl.step_decay(1.0, (1.0,)), r"at=1.0\): a number in \(0, 1\)"),
-        (lambda: jcl.exponential(1.0, 0.0), r"floor=0.0\): a number in \(0, inf\)"),
+        (lambda: jcl.exponential(1.0, 0.0), r"floor=0.0\): a number in \(0, 1.0\]"),
+        (lambda: jcl.exponential(1e-5, 1e-3), r"floor=0.001\): a number in \(0, 1e-05\]"),
+        (lambda: jcl.restarts(1e-3, 2, floor=1e-2), r"floor=0.01\): a number in \[0, 0.001\]"),
+        (lambda: jcl.cosine(1e-3, floor=1e-2), r"cosine\(floor=0.01\): a number in \[0, 0.001\]"),
     ]:
         with pytest.raises(InputError, match=message):
             make()
@@ -199,7 +211,11 @@ def test_every_parameter_belongs_to_one_pattern():
         ({"head/*": sgd}, None, "body/bias matches none of 'head/\\*'.*otherwise="),
         ({"*kernel": sgd, "body/*": sgd}, None, "body/kernel matches '\\*kernel' and 'body/\\*'"),
         ({"heed/*": sgd}, sgd, "'heed/\\*'. The nearest are: head/kernel"),
-        ({"head/*": sgd, "body/*": sgd}, sgd, "leaves out all that"),
+        (
+            {"head/*": sgd, "body/*": sgd},
+            sgd,
+            "match every parameter, and nothing is left for otherwise=",
+        ),
     ]:
         with pytest.raises(InputError, match=message):
             jcl.by_path(parts, otherwise=otherwise).init(toy.params(), batch=toy.batch(0), aux={})

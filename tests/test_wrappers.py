@@ -129,6 +129,10 @@ def test_lora_dropout_acts_with_a_key_only():
         (lambda: adapters(GPT2, 2, "*/atn"), "The nearest are: .*h_0/attn"),
         (lambda: module_dropout(MLP, {"head": 1.0}), r"number in \[0, 1\)"),
         (lambda: module_dropout(MLP, {"layer_9": 0.1}), "The nearest are: layer_"),
+        (
+            lambda: module_dropout(MLP, {"layer_*": 0.1, "layer_1": 0.5}),
+            "'layer_1' matches is matched by a pattern before it, and its rate of 0.5 would count",
+        ),
         (lambda: random_features(MLP, 50, "heads"), "The nearest are: head"),
         (lambda: random_features(MLP, 0), "at least 1"),
         (lambda: cosine_head(MLP, "heads"), "The nearest are: head"),

@@ -458,7 +458,8 @@ def masked_lm(
     "Contextual augmentation"; Wu et al. 2019 with BERT, there told the label as well).
 
     token' ~ softmax(logits) over the filler's candidates, which are neither special nor the token
-    itself, for touched(strength, tokens) of a text's tokens, all hidden at once.
+    itself nor unknown to the tokenizer, for touched(strength, tokens) of a text's tokens, all
+    hidden at once.
 
     The model is compiled once and asked while the batches are made; it knows nothing of the label.
 
@@ -482,7 +483,7 @@ def masked_lm(
         )
 
     def change(ids, lengths, encoding, generators):
-        special = np.isin(np.arange(filler.vocab_size), encoding.special)
+        barred = _barred(encoding, filler.vocab_size)
         hidden = np.zeros(ids.shape, bool)
         for row, generator in enumerate(generators):
             places = _free(ids[row], lengths[row], encoding)
@@ -491,7 +492,7 @@ def masked_lm(
         for first in range(0, len(ids), batch_size):
             # Always as many texts, so that there is one program.
             rows = np.minimum(np.arange(first, first + batch_size), len(ids) - 1)
-            given = (ids[rows], hidden[rows], lengths[rows], np.int32(_mask(encoding)), special)
+            given = (ids[rows], hidden[rows], lengths[rows], np.int32(_mask(encoding)), barred)
             logits, tokens = map(np.asarray, filler.function(*given))
             for place, row in enumerate(range(first, min(first + batch_size, len(ids)))):
                 noise = generators[row].gumbel(size=(int(hidden[row].sum()), filler.candidates))
@@ -505,8 +506,7 @@ def masked_lm(
                 "augmentation.masked_lm: the stream's tokenizer has no mask_token_id: use the "
                 "tokenizer that the masked language model was trained with"
             )
-        size = len(encoding.tokenizer) if hasattr(encoding.tokenizer, "__len__") else 0
-        size = max(size, _mask(encoding) + 1)
+        size = max(_size(encoding) or 0, _mask(encoding) + 1)
         if size > filler.vocab_size:
             raise InputError(
                 f"augmentation.masked_lm: the stream's tokenizer has {size} tokens and the model a "
@@ -517,10 +517,11 @@ def masked_lm(
                 f"augmentation.masked_lm: the texts are {encoding.length} tokens long and the "
                 f"model takes {filler.positions}: give the stream length={filler.positions}"
             )
-        if filler.candidates > filler.vocab_size - 1 - len(encoding.special):
+        others = int((~_barred(encoding, filler.vocab_size)).sum()) - 1
+        if filler.candidates > others:
             raise InputError(
-                f"mask_filler(candidates={filler.candidates}): the model has {filler.vocab_size} "
-                "tokens, special ones included: ask for fewer"
+                f"mask_filler(candidates={filler.candidates}): there are {others} others in the "
+                "place of a token, special ones left out: ask for fewer"
             )
 
     settings = f"{filler.candidates} {strength} {filler.content}"
@@ -689,6 +690,21 @@ def _free(ids: np.ndarray, length: int, encoding: Encoding) -> np.ndarray:
     """The places of tokens that are not special."""
     places = np.arange(length)
     return places[~np.isin(ids[:length], encoding.special)]
+
+
+def _size(encoding: Encoding) -> int | None:
+    """The tokens of the tokenizer, where it says how many."""
+    tokenizer = encoding.tokenizer
+    if hasattr(tokenizer, "__len__"):  # of transformers, added tokens included
+        return len(tokenizer)
+    return getattr(tokenizer, "vocab_size", None)
+
+
+def _barred(encoding: Encoding, vocab_size: int) -> np.ndarray:
+    """Of a model's tokens which must not be put into a text; it may have more than the tokenizer,
+    to pad its table."""
+    every, size = np.arange(vocab_size), _size(encoding)
+    return np.isin(every, encoding.special) | (every >= (vocab_size if size is None else size))
 
 
 def _mask(encoding: Encoding) -> Any:

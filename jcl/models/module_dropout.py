@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from jcl import checks
+from jcl.errors import InputError
 from jcl.models import wrapping
 from jcl.models.model import Model
 
@@ -20,7 +21,8 @@ def module_dropout(model: Model, rates: Mapping[str, float]) -> Model:
         rates: {pattern of paths such as "h_*/mlp": rate in [0, 1)}; the first that matches counts.
 
     Raises:
-        InputError: a pattern matches no module; the message lists the nearest.
+        InputError: a pattern matches no module, when the message lists the nearest, or none that
+            is left by those before it.
 
     >>> import jcl
     >>> model = jcl.models.mlp(jcl.models.MLPConfig(inputs=4, hidden=(8, 8), classes=3))
@@ -31,8 +33,13 @@ def module_dropout(model: Model, rates: Mapping[str, float]) -> Model:
     names = list(wrapping.widths(model))
     by_path: dict[str, float] = {}
     for pattern, rate in rates.items():
-        for path in wrapping.chosen("module_dropout", pattern, names):
-            by_path.setdefault(path, rate)
+        chosen = wrapping.chosen("module_dropout", pattern, names)
+        if not set(chosen) - set(by_path):
+            raise InputError(
+                f"module_dropout: all that {pattern!r} matches is matched by a pattern before it, "
+                f"and its rate of {rate} would count nowhere: put it first, or leave it out."
+            )
+        by_path |= {path: rate for path in chosen if path not in by_path}
 
     def change(params, path, x, output, key):
         return wrapping.dropout(output, by_path[path], key, path) if path in by_path else output

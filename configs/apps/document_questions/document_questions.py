@@ -131,4 +131,6 @@ def main(run: str, asked: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3])
+    if len(sys.argv) != 3:
+        sys.exit(f'Give a run folder and a question: python {sys.argv[0]} RUN "What is ...?"')
+    main(*sys.argv[1:])
