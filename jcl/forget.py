@@ -46,7 +46,8 @@ class Options:
             of a run whose own config or data are gone; of lines .jsonl the run that was given them,
             which knows their fields and labels.
         config: the run's config file, which knows the tokenizer, if it was moved or does not lie in
-            ./configs; needed for text= and regex= alone.
+            ./configs; needed for text= and regex= alone, and where an online run's config.json does
+            not say what the fields of its lines are.
         dry_run: say what would go and change nothing.
     """
 

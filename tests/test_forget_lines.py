@@ -1,6 +1,7 @@
 """`jcl forget` where lines are: the journal of an online run, and a file that one was given."""
 
 import json
+import shutil
 
 import jax.numpy as jnp
 import numpy as np
@@ -129,10 +130,15 @@ def test_a_text_that_was_cut_goes_from_the_memory_as_from_the_journal(tmp_path):
     assert not (rows == ord("h")).any()
 
 
+@pytest.mark.parametrize("stored", [True, False])
 @pytest.mark.parametrize("where", ["regex=my card is blue", "text=my card is blue"])
-def test_a_line_goes_whose_ids_are_those_of_a_stored_example(tmp_path, where):
+def test_a_line_goes_by_what_its_ids_say_though_it_is_stored_no_longer(tmp_path, where, stored):
     records = [{"text": "My Card Is Blue", "label": "card"}, {"text": "Loan", "label": "loan"}]
     run = Online(tmp_path, records, tokenizer="Small()")
+    if not stored:
+        shutil.rmtree(run.path / "checkpoints")
+        lines = Lines(tokenizer=ByteTokenizer(), length=24, labels=("card", "loan"))
+        run._save([lines.read(b'{"text": "loan"}').leaves])
     assert run.forget(where) == 0
     assert run.left() == [2]
     assert run.stored()[1] == 1
