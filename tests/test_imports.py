@@ -65,7 +65,7 @@ ALLOWED = {
     "costs": {"choice", "experiment", "grid", "learner", "memory", "program"},
     "select": {"choice", "costs", "data", "experiment", "folder", "grid", "run", "select_report"},
     "forgotten": {"folder"},
-    "selection": set(),
+    "selection": {"remains"},
     "stored": {"memory", "selection"},
     "remains": set(),
     "journal": {"selection"},
