@@ -247,21 +247,32 @@ def read(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: there is no intact checkpoint, or it is of a newer or older schema.
     """
+    found = _of_newest(folder, _loaded, own=False)
+    if found is None:
+        raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
+    return found
+
+
+def others(folder: Path) -> Iterator[dict[str, Any] | None]:
+    """The arrays, as `read` gives them, of each checkpoint that `rewrite` removes, all but the
+    newest intact one; None of what is damaged or unfinished."""
+    newest = _newest(folder, own=False)
+    for path in sorted(folder.iterdir()):
+        if path.name != newest:
+            intact = path.name.isdecimal() and not _damage(path)
+            yield _loaded(path) if intact else None
+
+
+def _loaded(path: Path) -> dict[str, Any]:
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
     def abstract(leaf):
         return jax.ShapeDtypeStruct(tuple(leaf["shape"]), _dtype(leaf), sharding=place)
 
-    def load(path):
-        leaves = _manifest(path)["leaves"]
-        _check_declared(path, leaves)
-        found = _arrays(path, {name: abstract(leaf) for name, leaf in leaves.items()})
-        return {leaf["path"]: found[name] for name, leaf in leaves.items()}
-
-    found = _of_newest(folder, load, own=False)
-    if found is None:
-        raise InputError(f"There is no intact checkpoint in {folder}: name the folder of a run.")
-    return found
+    leaves = _manifest(path)["leaves"]
+    _check_declared(path, leaves)
+    found = _arrays(path, {name: abstract(leaf) for name, leaf in leaves.items()})
+    return {leaf["path"]: found[name] for name, leaf in leaves.items()}
 
 
 def rewrite(

@@ -47,7 +47,10 @@ _MAY_HOLD = {
     "name": str, "config": {str: object}, "config_file": str, "config_hash": str,
     "git_commit": str | None, "known": {str: object},
 }  # fmt: skip
-_KNOWN = {"labels": [str], "vocabulary": int | None}
+_KNOWN = {
+    "labels": [str], "vocabulary": int | None,
+    "fields": {"text": str, "label": str, "identity": str},
+}  # fmt: skip
 SHARED_SECONDS = 30  # that a network disk may take to show a file
 
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -44,9 +44,11 @@ class Options:
             task=NAME or task=NUMBER. May be given several times.
         where_file: whole texts, a line of JSON each: "a text" or {"text": "a text"}.
         tokenizer_of: a run folder whose tokenizer the texts were read with, of a memory .npz, or
-            of a run whose own config or data are gone.
+            of a run whose own config or data are gone; of lines .jsonl the run that was given them,
+            which knows their fields and labels.
         config: the run's config file, which knows the tokenizer, if it was moved or does not lie in
-            ./configs; needed for text= and regex= alone.
+            ./configs; needed for text= and regex= alone, and where an online run's config.json does
+            not say what the fields of its lines are.
         dry_run: say what would go and change nothing.
     """
 
@@ -72,7 +74,7 @@ def forget(options: Options, load: Callable[[Path], ModuleType]) -> list[str]:
     """
     chosen = selection.read(options.where, options.where_file)
     if options.place.suffix == ".jsonl" and options.place.is_file():
-        return _of_lines(options, chosen)
+        return _of_lines(options, chosen, load)
     if options.place.is_file():
         return _of_file(options, chosen, load)
     if not (options.place / "config.json").is_file():
@@ -80,46 +82,81 @@ def forget(options: Options, load: Callable[[Path], ModuleType]) -> list[str]:
             f"{options.place} is no run folder (there is no config.json in it) and no memory of "
             "`jcl memory`: name one of them, or a file of lines, .jsonl."
         )
-    chooser, lines = _chooser(options.place, options, chosen, load)
+    known = _known(options.place, options, chosen, load)
     if options.dry_run:
-        return _of_run(options.place, chooser, lines, dry=True)
+        return _of_run(options.place, known, dry=True)
     with folder.held(options.place):
-        return _of_run(options.place, chooser, lines, dry=False)
+        return _of_run(options.place, known, dry=False)
 
 
-def _chooser(
+class _Known(NamedTuple):
+    """What a run knows of examples and, where it is an online one, of lines."""
+
+    chooser: selection.Chooser
+    fields: journal.Fields = journal.Fields()
+    read: Callable[[bytes], Any] | None = None
+
+
+def _known(
     run: Path, options: Options, chosen: selection.Selection, load: Callable[[Path], ModuleType]
-) -> tuple[selection.Chooser, journal.Fields]:
+) -> _Known:
     description = folder.read_config(run / "config.json")
-    tokenizer, fields = None, journal.Fields()
-    if chosen.by_text:
+    known = description.get("known", {})
+    fields, lines, tokenizer = known.get("fields"), None, None
+    online = (run / journal.INPUT).is_file()
+    if chosen.by_text or (online and not fields):
         from jcl.answer import rebuilt
 
         experiment = rebuilt(options.tokenizer_of or run, load, options.config)
-        lines = getattr(experiment, "lines", None)
+        lines = experiment.lines
         tokenizer = experiment.tokenizer or getattr(lines, "tokenizer", None)
-        fields = journal.Fields(
-            *(getattr(lines, name, default) for name, default in fields._asdict().items())
+        if lines is not None:
+            fields = fields or {name: getattr(lines, name) for name in journal.Fields._fields}
+            lines = dataclasses.replace(lines, **fields)
+    if online and not fields:
+        raise InputError(
+            f"{run} has a journal, and neither its config.json nor the config says what the fields "
+            "of a line are: give by --config the file whose experiment has "
+            "lines=jcl.data.Lines(...)."
         )
-    labels = description.get("known", {}).get("labels", ())
-    tasks = tuple(description.get("data") or ())
-    return selection.Chooser(chosen, labels=labels, tasks=tasks, tokenizer=tokenizer), fields
+    chooser = selection.Chooser(
+        chosen,
+        labels=known.get("labels", ()),
+        tasks=tuple(description.get("data") or ()),
+        tokenizer=tokenizer,
+        parts=bool(fields) and not known.get("labels"),
+    )
+    return _Known(chooser, journal.Fields(**(fields or {})), lines and lines.read)
 
 
-def _of_run(
-    run: Path, chooser: selection.Chooser, fields: journal.Fields, *, dry: bool
-) -> list[str]:
-    place = run / "checkpoints"
+def _check_patterns(chooser: selection.Chooser, where: Path) -> None:
+    if chooser.selection.patterns and chooser.tokenizer is not None and not chooser.reads_back:
+        raise InputError(
+            f"--where regex=...: the tokenizer, a {type(chooser.tokenizer).__name__}, has no "
+            f"decode, so that no text is known of the examples in {where}: choose them by text=, "
+            "label= or task=."
+        )
+
+
+def _of_run(run: Path, known: _Known, *, dry: bool) -> list[str]:
+    chooser, place = known.chooser, run / "checkpoints"
+    if not (run / journal.INPUT).is_file():
+        _check_patterns(chooser, run)
     entries = sorted(place.iterdir()) if place.is_dir() else []
     arrays = checkpoint.read(place) if entries else {}
     replicas = len(folder.read_config(run / "config.json")["seeds"])
     holders = list(stored.holders(arrays, replicas))
-    meant = stored.meant(holders, chooser)
-    lines = journal.find(run / journal.INPUT, chooser, fields)
-    rows, texts = stored.rows(holders, meant), list(chooser.selection.texts)
-    if chooser.tokenizer is not None:
+    chosen = stored.rows(holders, stored.meant(holders, chooser))
+    lines = journal.find(
+        run / journal.INPUT, chooser, known.fields, known.read, (row.tobytes() for row in chosen)
+    )
+    # The memories and the journal lose the same, though an example may say less than its line.
+    meant = stored.meant(holders, chooser, (row.tobytes() for row in lines.rows))
+    taken = stored.rows(holders, meant)
+    rows = [*taken, *lines.rows]
+    texts = [*chooser.selection.texts, *lines.texts]
+    if chooser.reads_back:
         texts += [chooser.text_of(row) for row in rows if _is_text(row)]
-    texts += lines.texts
     told = [
         f"{run}: {each.name}: {(chosen & each.filled).sum()} of {each.filled.sum()} stored examples"
         for each, chosen in zip(holders, meant, strict=True)
@@ -128,16 +165,27 @@ def _of_run(
         told = [f"{run}: its method stores no examples"]
     if lines.found:
         told.append(f"{run}: {len(lines.numbers)} of {lines.found} lines of the journal")
+    record = Record(run / NAME)
+    nothing = not (taken or lines.numbers or record.cut)
+    if nothing and entries and _any_older(place, replicas, chooser):
+        nothing = False
+        told.append(f"{run}: older checkpoints hold some, or cannot be read")
     if dry:
         return [*told, "Nothing was changed (--dry-run)."]
+    if nothing:
+        if left := remains.in_files(_files(run), remains.patterns(texts, [])):
+            raise InputError(
+                "; ".join(told) + ". Nothing was meant and nothing was changed, but a text stands "
+                f"in {', '.join(map(str, left))}: remove it by hand."
+            )
+        return [*told, "Nothing was meant; nothing was changed."]
 
-    record = Record(run / NAME)
-    record.begin(chooser.selection.kinds(), [*rows, *lines.hashed])
+    record.begin(chooser.selection.kinds(), [*taken, *lines.hashed])
     if holders:
-        taken = stored.without(holders, meant)
+        new = stored.without(holders, meant)
         checkpoint.rewrite(
             place,
-            lambda old, progress: ({**old, **taken}, journal.without(progress, lines.numbers)),
+            lambda old, progress: ({**old, **new}, journal.without(progress, lines.numbers)),
         )
         if len(entries) > 1:
             told.append(f"{run}: {len(entries) - 1} older checkpoints are gone")
@@ -145,23 +193,19 @@ def _of_run(
         checkpoint.rewrite(
             place, lambda old, progress: (old, journal.without(progress, lines.numbers))
         )
-    journal.blank(run / journal.INPUT, lines.numbers, journal.spaces)
+    # The input last: by it a command that is given again finds the lines.
     journal.blank(run / journal.PREDICTIONS, lines.numbers, journal.nameless)
+    journal.blank(run / journal.INPUT, lines.numbers, journal.spaces)
 
     arrays = checkpoint.read(place) if entries else {}
     left = [f"{place}, {name}" for name in _found(arrays, rows)]
-    packed = [path / "state" for path in place.glob("*")]  # whose arrays were searched
-    files = [
-        file
-        for file in sorted(run.rglob("*"))
-        if file.is_file() and file.name != NAME and not set(packed) & set(file.parents)
-    ]
+    files = _files(run)
     short = sum(len(text.encode()) < remains.LEAST_BYTES for text in set(texts))
     left += map(str, remains.in_files(files, remains.patterns(texts, rows)))
     record.end(left)
     told.append(
         f"{run}: searched {len(arrays)} arrays of the checkpoint and {len(files)} files for "
-        f"{len(rows)} examples and {len(set(texts))} texts"
+        f"{len({row.tobytes() for row in rows})} examples and {len(set(texts))} texts"
     )
     if short:
         told.append(
@@ -174,6 +218,27 @@ def _of_run(
             f"in {', '.join(left)}: this command does not change that; remove it by hand."
         )
     return [*told, "Nothing of them is left there.", CANNOT]
+
+
+def _any_older(place: Path, replicas: int, chooser: selection.Chooser) -> bool:
+    """Whether a checkpoint that a rewriting removes holds what is meant, or cannot be read."""
+    for arrays in checkpoint.others(place):
+        if arrays is None:
+            return True
+        meant = stored.meant(list(stored.holders(arrays, replicas)), chooser)
+        if any(each.any() for each in meant):
+            return True
+    return False
+
+
+def _files(run: Path) -> list[Path]:
+    """All but the record, and what Orbax packs, whose arrays are searched."""
+    packed = {path / "state" for path in (run / "checkpoints").glob("*")}
+    return [
+        file
+        for file in sorted(run.rglob("*"))
+        if file.is_file() and file.name != NAME and not packed & set(file.parents)
+    ]
 
 
 def _of_file(
@@ -197,8 +262,9 @@ def _of_file(
                 f"{path}: to find a text, its tokenizer is needed: give the run folder it comes "
                 "from by --tokenizer-of, or choose by label= or task=."
             )
-        tokenizer = _chooser(options.tokenizer_of, options, chosen, load)[0].tokenizer
+        tokenizer = _known(options.tokenizer_of, options, chosen, load).chooser.tokenizer
     chooser = selection.Chooser(chosen, labels=labels, tokenizer=tokenizer)
+    _check_patterns(chooser, path)
     meant = stored.meant(held, chooser)
     told = [
         f"{path}: {(meant[0] & held[0].filled).sum()} of {held[0].filled.sum()} stored examples"
@@ -206,6 +272,8 @@ def _of_file(
     if options.dry_run:
         return [*told, "Nothing was changed (--dry-run)."]
     rows = stored.rows(held, meant)
+    if not rows:
+        return [*told, "Nothing was meant; nothing was changed."]
     record = Record(path.with_name(f"{path.stem}.{NAME}"))
     record.begin(chosen.kinds(), rows)
     taken = stored.without(held, meant)
@@ -218,16 +286,31 @@ def _of_file(
     return [*told, f"{path}: searched {len(arrays)} arrays: nothing of them is left", CANNOT]
 
 
-def _of_lines(options: Options, chosen: selection.Selection) -> list[str]:
+def _of_lines(
+    options: Options, chosen: selection.Selection, load: Callable[[Path], ModuleType]
+) -> list[str]:
     """A file of lines, such as the one that an online run was given."""
-    path, chooser = options.place, selection.Chooser(chosen)
-    lines = journal.find(path, chooser, journal.Fields())
+    path = options.place
+    if chosen.tasks:
+        raise InputError(f"--where task=...: the lines of {path} have no tasks.")
+    if options.tokenizer_of:
+        known = _known(options.tokenizer_of, options, chosen, load)
+    else:  # every label is a name that a line may have
+        known = _Known(selection.Chooser(chosen, labels=chosen.labels))
+    lines = journal.find(path, known.chooser, known.fields, known.read)
+    if lines.lacking:
+        raise InputError(
+            f"{path}: no line has the field {' or '.join(lines.lacking)}: name the run that was "
+            "given the lines by --tokenizer-of, which knows what their fields are."
+        )
     told = [f"{path}: {len(lines.numbers)} of {lines.found} lines"]
     if options.dry_run:
         return [*told, "Nothing was changed (--dry-run)."]
     journal.blank(path, lines.numbers, journal.spaces)
     if remains.in_files([path], remains.patterns([*chosen.texts, *lines.texts], [])):
         raise InputError(f"{path}: a line that is not JSON, or another field, still holds a text.")
+    if not lines.numbers:
+        return [f"{told[0]}: no line is meant; nothing was changed."]
     return [*told, f"{path}: they are blank now, and nothing of their texts is left there."]
 
 

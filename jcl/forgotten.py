@@ -29,6 +29,11 @@ class Record:
             "schema": 1, "salt": secrets.token_hex(16), "forgotten": [],
         }  # fmt: skip
 
+    @property
+    def cut(self) -> bool:
+        """Whether a command was cut off."""
+        return any(not each["done"] for each in self._content["forgotten"])
+
     def begin(self, kinds: list[str], examples: Iterable[Any]) -> None:
         """Notes the examples by their salted hashes, beside those of a command that was cut off."""
         done = [each for each in self._content["forgotten"] if each["done"]]

@@ -4,11 +4,14 @@ input.jsonl holds the lines that were read and predictions.jsonl what was told o
 known by line numbers and offsets, so that a line that goes leaves as many spaces behind.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jcl.selection import Chooser
 
@@ -27,39 +30,106 @@ class Found(NamedTuple):
     """Attributes:
     numbers: of the lines that are meant, from 1: texts, and labels that came later for them.
     texts: theirs.
+    rows: their ids, where it is known how lines become ids.
     hashed: the lines' bytes.
     found: how many lines there are.
+    lacking: fields that are looked in and that no line has.
     """
 
     numbers: set[int]
     texts: list[str]
+    rows: list[np.ndarray]
     hashed: list[bytes]
     found: int
+    lacking: list[str]
 
 
-def find(path: Path, chooser: Chooser, fields: Fields) -> Found:
-    """The lines of a file of JSON that are meant, and the late labels of those."""
+def find(
+    path: Path,
+    chooser: Chooser,
+    fields: Fields,
+    read: Callable[[bytes], Any] | None = None,
+    known: Iterable[bytes] = (),
+) -> Found:
+    """The lines of a file of JSON that are meant, those equal to them, and their late labels.
+
+    Args:
+        path: of the lines.
+        chooser: knows which are meant.
+        fields: of the lines.
+        read: what makes an example of a line, as `jcl.data.Lines.read`: lines that give the ids of
+            one that is meant are equal to it. Without it those of the same text are.
+        known: ids, as bytes, of examples that are meant.
+    """
     numbers: set[int] = set()
-    texts: dict[int, str] = {}
-    hashed: dict[int, bytes] = {}
+    keys: dict[int, list[bytes]] = {}  # equal lines have one in common
     of: dict[Any, int] = {}  # the line that an identity names last
-    found = 0
+    late: list[tuple[int, int]] = []
+    met: set[str] = set()
+    objects = found = 0
     for found, line, record in _records(path):
+        if not line.strip():
+            continue
+        usable, leaves = _read(read, line, record)
+        if not usable and chooser.of_bytes(line):
+            numbers.add(found)
         if not isinstance(record, dict):
             continue
+        objects, met = objects + 1, met | record.keys() & set(fields)
         identity, text = record.get(fields.identity), record.get(fields.text)
         identity = identity if isinstance(identity, str | int) else None
-        meant = chooser.of_line(record, fields.text, fields.label)
+        if chooser.of_line(record, fields.text, fields.label):
+            numbers.add(found)
         if isinstance(text, str):
-            texts[found], hashed[found] = text, line.strip()
+            keys[found] = [_key(text.strip().encode(errors="surrogatepass"))]
+            if leaves is not None:
+                keys[found].append(_key(leaves["inputs"].tobytes()))
+                targets = leaves["targets"]
+                if chooser.selection.by_text and chooser.of_ids(
+                    leaves["inputs"], targets if targets.ndim else None
+                ):
+                    numbers.add(found)
             if identity is not None:
                 of[identity] = found
-            if meant:
-                numbers.add(found)
-        elif identity in of and (meant or of[identity] in numbers):
-            numbers |= {found, of[identity]}
-    chosen = sorted(numbers & texts.keys())
-    return Found(numbers, [texts[n] for n in chosen], [hashed[n] for n in chosen], found)
+        elif usable and identity in of:
+            late.append((found, of[identity]))
+    numbers |= {text for number, text in late if number in numbers}
+    wanted = {_key(each) for each in known}.union(*(keys.get(number, ()) for number in numbers))
+    numbers |= {number for number, own in keys.items() if not wanted.isdisjoint(own)}
+    numbers |= {number for number, text in late if text in numbers}
+
+    texts, rows, hashed = [], {}, []
+    for number, line, record in _records(path):
+        # A late label's line has nothing of its text, and its identity may be anything.
+        if number not in numbers or (number not in keys and isinstance(record, dict)
+                                     and _read(read, line, record)[0]):  # fmt: skip
+            continue
+        text = record.get(fields.text) if isinstance(record, dict) else None
+        text = text if isinstance(text, str) else line.strip().decode(errors="replace")
+        texts.append(text.encode(errors="replace").decode())  # half a surrogate pair has no bytes
+        hashed.append(line.strip())
+        if (leaves := _read(read, line, record)[1]) is not None:
+            rows[leaves["inputs"].tobytes()] = leaves["inputs"]
+    sought = [fields.text] * chooser.selection.by_text
+    sought += [fields.label] * bool(chooser.selection.labels)
+    lacking = [field for field in sought if objects and field not in met]
+    return Found(numbers, texts, list(rows.values()), hashed, found, lacking)
+
+
+def _read(
+    read: Callable[[bytes], Any] | None, line: bytes, record: Any
+) -> tuple[bool, dict[str, np.ndarray] | None]:
+    """Whether a run can use the line, and the leaves of its example where it is a text."""
+    if read is None:
+        return isinstance(record, dict), None
+    try:
+        return True, getattr(read(line), "leaves", None)
+    except ValueError:
+        return False, None
+
+
+def _key(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def spaces(number: int, line: bytes, record: Any) -> tuple[int, bytes]:
@@ -69,10 +139,11 @@ def spaces(number: int, line: bytes, record: Any) -> tuple[int, bytes]:
 
 
 def nameless(number: int, line: bytes, record: Any) -> tuple[int, bytes]:
-    """Of the predictions: which line it tells of, and the same without what names its text."""
+    """Of the predictions: which line it tells of, and the same without what names its text or
+    says why it was left out."""
     if not isinstance(record, dict):
         return 0, line
-    told = {name: value for name, value in record.items() if name != "id"}
+    told = {name: value for name, value in record.items() if name not in ("id", "skipped")}
     short = json.dumps(told, separators=(",", ":")).encode().ljust(len(line) - 1) + b"\n"
     return record.get("line", 0), short
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jcl import strict
+from jcl import remains, strict
 from jcl.errors import InputError
 
 # Of a text that a block of tokens was cut within, so many characters at the block's edge count.
@@ -101,6 +101,11 @@ class Chooser:
         labels: the names of the classes, by number.
         tasks: the names of the tasks, by number.
         tokenizer: of the texts; needed where the selection is by text.
+        parts: whether a line is meant that holds a text, as of a language model, and not only one
+            that is it.
+
+    Attributes:
+        reads_back: whether the tokenizer gives the text of ids, which a pattern needs.
 
     Raises:
         InputError: a name is none of the run's.
@@ -113,13 +118,16 @@ class Chooser:
         labels: Sequence[str] = (),
         tasks: Sequence[str] = (),
         tokenizer: Any = None,
+        parts: bool = False,
     ):
-        self.selection, self.tokenizer = selection, tokenizer
+        self.selection, self.tokenizer, self._parts = selection, tokenizer, parts
+        self.reads_back = callable(getattr(tokenizer, "decode", None))
         self._labels = _numbers("label", selection.labels, labels)
         self._tasks = _numbers("task", selection.tasks, tasks)
         self._names = {*selection.labels, *(labels[n] for n in self._labels if n < len(labels))}
         if tokenizer is not None:
-            self._normal = [self._decoded(self._encoded(text)) for text in selection.texts]
+            normal = (self._decoded(self._encoded(text)) for text in selection.texts)
+            self._normal = [text for text in normal if text]
             named = [getattr(tokenizer, f"{name}_token_id", None) for name in _MARKS]
             named += [getattr(tokenizer, name, None) for name in ("separator", "pad")]
             self._marks = [int(each) for each in named if isinstance(each, int | np.integer)]
@@ -154,9 +162,19 @@ class Chooser:
                 raise InputError(f"--where text=...: the examples of {where} are no texts.")
             blocks = items.get("targets", np.zeros(0)).shape == inputs.shape
             for number, row in enumerate(inputs):
-                row = [*row, items["targets"][number, -1]] if blocks else row
-                chosen[number] |= self._meant(np.asarray(row), blocks)
+                chosen[number] |= self.of_ids(row, items["targets"][number] if blocks else None)
         return chosen
+
+    def of_ids(self, inputs: np.ndarray, targets: np.ndarray | None) -> bool:
+        """Whether an example is meant by its text.
+
+        Args:
+            inputs: [length] ids.
+            targets: [length] ids of a language model's, one on; None of a labelled text.
+        """
+        if targets is None:
+            return self._meant(inputs, False)
+        return self._meant(np.append(inputs, targets[-1]), True)
 
     def of_line(self, record: Mapping[str, Any], text: str, label: str) -> bool:
         """Whether a line of JSON is meant.
@@ -168,11 +186,20 @@ class Chooser:
         """
         found, name = record.get(text), record.get(label)
         if isinstance(found, str):
-            if any(found.strip() == each.strip() for each in self.selection.texts):
+            sought = [each.strip() for each in self.selection.texts]
+            if any(found.strip() == each or (self._parts and each in found) for each in sought):
                 return True
             if any(pattern.search(found) for pattern in self.selection.patterns):
                 return True
         return name is not None and str(name) in self._names
+
+    def of_bytes(self, line: bytes) -> bool:
+        """Whether a line that is no example, such as one of broken JSON, holds a text of at least
+        8 bytes or fits a pattern as it stands."""
+        if any(each in line for each in remains.patterns(self.selection.texts, [])):
+            return True
+        found = line.decode(errors="replace")
+        return any(pattern.search(found) for pattern in self.selection.patterns)
 
     def text_of(self, row: np.ndarray) -> str:
         """The text that a row of ids stands for."""
@@ -181,7 +208,7 @@ class Chooser:
     def _meant(self, row: np.ndarray, block: bool) -> bool:
         texts = self._texts(row)
         whole = self._decoded(row) if block else " ".join(texts)
-        if any(pattern.search(whole) for pattern in self.selection.patterns):
+        if self.reads_back and any(pattern.search(whole) for pattern in self.selection.patterns):
             return True
         if block:
             return any(_overlaps(whole, text) for text in self._normal)
@@ -212,6 +239,8 @@ class Chooser:
         return np.asarray(ids)
 
     def _decoded(self, ids: np.ndarray) -> str:
+        if not self.reads_back:
+            return "".join(map(chr, ids.tolist()))  # ids compare as a text would
         own = hasattr(self.tokenizer, "pad_token_id")
         if own:
             return self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip()

@@ -88,9 +88,12 @@ def _filled(leaves: Mapping[str, Any], capacity: int) -> np.ndarray:
     return np.arange(capacity) < held[..., None]
 
 
-def meant(holders: Sequence[Holder], chooser: Chooser) -> list[np.ndarray]:
-    """Of each holder [*axes, capacity]: what is chosen, and every example equal to one of those."""
-    meant, known = [], set()
+def meant(
+    holders: Sequence[Holder], chooser: Chooser, known: Iterable[bytes] = ()
+) -> list[np.ndarray]:
+    """Of each holder [*axes, capacity]: what is chosen, and every example equal to one of those or
+    to one whose ids are known, as bytes."""
+    meant, known = [], set(known)
     for each in holders:
         items, slots = each.items(), np.flatnonzero(each.there())
         chosen = np.zeros(each.filled.size, bool)

@@ -338,7 +338,9 @@ def test_lines_of_a_journal_leave_spaces_behind(run, capsys):
     assert checkpoint.read(place).keys() == arrays.keys()
     # Of a class, whose label comes late, the text goes as well.
     (run / "input.jsonl").write_bytes(b"".join(lines))
-    assert command(run, "label=pin", config=None) == 0
+    assert command(run, "label=pin", config=None) == 1
+    assert "--config" in told(capsys)[1]
+    assert command(run, "label=pin") == 0
     left = (run / "input.jsonl").read_bytes().splitlines()
     assert [bool(line.strip()) for line in left] == [True, False, True, False, True]
 

@@ -68,7 +68,7 @@ ALLOWED = {
         "study_report",
     },
     "forgotten": {"folder"},
-    "selection": set(),
+    "selection": {"remains"},
     "stored": {"memory", "selection"},
     "remains": set(),
     "journal": {"selection"},

@@ -299,7 +299,7 @@ def test_a_line_of_a_language_model():
         (b'{"text": 3}', "its text is 3, which should be str"),
         (b'{"text": ""}', "no token"),
         (b'{"text": "\\ud800"}', "surrogate"),
-        (b'{"text": "a", "label": "d"}', "'d' is none of the 3 classes"),
+        (b'{"text": "a", "label": "d"}', "its label is none of the 3 classes"),
         (b'{"text": "a", "label": [1]}', "is none of the 3 classes"),
         (b'{"text": "a", "id": [1]}', "its id is a list"),
         (b'{"text": "a", "time": "now"}', "its time is 'now'"),

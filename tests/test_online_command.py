@@ -219,7 +219,9 @@ def test_a_bad_line_ends_it_behind_those_before_and_can_be_left_out(tmp_path):
     lines[5] = b'{"text": "aa", "label": "z"}\n'
     long = b'{"text": "' + b"a" * 10_000_000 + b'"}\n'
     source.write_bytes(b"".join([*lines, b"\n", long, *some_lines(2)]).rstrip(b"\n"))
-    with pytest.raises(InputError, match=r"line 6 cannot be used: its label 'z'.*--skip-bad"):
+    with pytest.raises(
+        InputError, match=r"line 6 cannot be used: its label is none of.*--skip-bad"
+    ):
         once(place, source)
     assert len((place / "predictions.jsonl").read_text().splitlines()) == 4
     report = once(place, source, skip_bad=True)
@@ -227,7 +229,9 @@ def test_a_bad_line_ends_it_behind_those_before_and_can_be_left_out(tmp_path):
     assert report["counts"]["lines"] == 12
     told = [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
     assert [each["line"] for each in told] == list(range(1, 13))
-    assert "'z' is none of" in told[5]["skipped"]
+    assert (
+        told[5]["skipped"] == "its label is none of the 3 classes (a, b, c, ...)"
+    )  # not its value
     assert told[8]["skipped"] == "it is empty"
     assert "longer than" in told[9]["skipped"]
     assert told[10]["prediction"] in "abc"
@@ -333,6 +337,8 @@ def test_a_language_model_online(tmp_path, capsys):
     shown = (tmp_path / "run" / "report.md").read_text()
     assert "bits_per_byte" in shown
     assert "20 lines" in shown
+    known = json.loads((tmp_path / "run" / "config.json").read_text())["known"]
+    assert known["fields"] == {"text": "text", "label": "label", "identity": "id"}
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "bits_per_byte" in capsys.readouterr().out
     params = learned_params(tmp_path / "run", 0)

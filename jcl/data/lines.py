@@ -177,8 +177,7 @@ class Lines:
         if str(label) not in self._classes or not isinstance(label, str | int):
             some = ", ".join(list(self._classes)[:4])
             raise ValueError(
-                f"its {self.label} {str(label)[:40]!r} is none of the {len(self._classes)} classes "
-                f"({some}, ...)"
+                f"its {self.label} is none of the {len(self._classes)} classes ({some}, ...)"
             )
         return self._classes[str(label)]
 

@@ -126,6 +126,7 @@ def online(
         seeds=[experiment.seed],
         known={
             "labels": list(lines.labels or ()),
+            "fields": {name: getattr(lines, name) for name in ("text", "label", "identity")},
             "length": lines.length,
             "vocabulary": getattr(experiment.model.config, "vocab_size", None),
         },

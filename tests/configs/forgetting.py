@@ -45,4 +45,5 @@ def build(config):
         steps=6,
         seed=config.seed,
         tokenizer=tokenizer if config.tokenizer else None,
+        lines=jcl.data.Lines(tokenizer=tokenizer, length=32, labels=stream.labels),
     )
