@@ -210,6 +210,12 @@ class _Service:
                     "command goes on"
                 )
             if not lines:
+                if self._journal.torn:
+                    console.print(
+                        f"line {self._position.lines + 1}, the last one, has no end yet and is "
+                        "not used: the same command goes on with it once it is whole",
+                        soft_wrap=True,
+                    )
                 return
             begun = time.monotonic()
             self._micro_batch(lines)
