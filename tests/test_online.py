@@ -232,6 +232,32 @@ def test_strategies_with_boundaries_are_refused_and_periodic_ones_are_not(lines)
     Engine(tiny.build(tiny.Config(method="periodic")), lines.blank(), Timing(batch=2))
 
 
+REACTIONS = {
+    "boost": lambda: jcl.chain(optax.sgd(0.1), jcl.only("out", jcl.boost(10.0, 20.0))),
+    "reweighted": lambda: jcl.chain(jcl.reweighted(jcl.replay(9, 2), 2.0, 5.0), optax.sgd(0.1)),
+    "on_drift": lambda: jcl.chain(jcl.on_drift(jcl.ewc(1.0)), optax.sgd(0.1)),
+    "restarting": lambda: jcl.skip_nonfinite(jcl.restarting(optax.sgd, lambda step: 0.1), most=1),
+    "own": lambda: jcl.strategy(name="own", alarms=True, optimizes=True),
+}
+
+
+@pytest.mark.parametrize("name", REACTIONS)
+def test_a_reaction_to_alarms_that_nobody_gives_is_refused(name, lines):
+    plain = tiny.build(tiny.Config())
+    experiment = dataclasses.replace(plain, strategy=REACTIONS[name]())
+    with pytest.raises(jcl.InputError, match="there is none, so that it would do nothing"):
+        Engine(experiment, lines.blank(), Timing(batch=2))
+    Engine(dataclasses.replace(experiment, drift=tiny.Sudden), lines.blank(), Timing(batch=2))
+    # `jcl run` has no detector, whatever the experiment says.
+    example = lines.read(b'{"text": "ab", "label": "a"}').leaves
+    source = jcl.data.Arrays({key: np.stack([leaf] * 4) for key, leaf in example.items()})
+    stream = jcl.data.Stream("letters", (jcl.data.Task("letters", source, source, "1"),))
+    streamed = dataclasses.replace(experiment, stream=stream, steps=1, drift=tiny.Sudden)
+    with pytest.raises(jcl.InputError, match="`jcl run` has no detector"):
+        check(streamed)
+    check(dataclasses.replace(streamed, strategy=plain.strategy))
+
+
 def test_a_stream_is_met_once_in_its_order():
     """Closed form: the mean of what came so far, by a bias alone and a rate of 1 over the count."""
     targets = np.array([0, 1, 1, 0, 1, 1, 0, 1], np.int32)
