@@ -172,6 +172,17 @@ def test_labels_that_come_late_are_learned_then_and_judge_what_was_said(lines):
     )
 
 
+@pytest.mark.parametrize("label", [None, "b"])
+def test_a_text_takes_the_place_of_one_of_its_id_that_waits(label, lines):
+    found = made(lines)
+    found.predict(entries(text(lines, "aaa", id=3), text(lines, "ccc", label, id=3)))
+    told = found.predict(entries(Label(3, 2), start=3))
+    assert found.counts["dropped"] == 1
+    assert told[0].get("of") == (2 if label is None else None)
+    assert [each.lines for each in found.learn()] == [[2]]
+    assert found.counts["unmatched"] == (label is not None)
+
+
 def test_a_text_without_label_and_identity_is_predicted_alone(lines):
     found = made(lines)
     found.predict(entries(text(lines, "aaa"), text(lines, "abc", "a")))
