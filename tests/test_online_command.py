@@ -282,11 +282,8 @@ def test_a_run_says_that_the_last_line_is_not_used_yet(tmp_path):
     source = tmp_path / "lines.jsonl"
     source.write_bytes(b'{"text": "a", "label": "a"}\n{"text": "b", "lab')
     shown = io.StringIO()
-    for skip_bad in (True, False):
-        report = once(
-            tmp_path / "run", source, skip_bad=skip_bad, console=Console(file=shown, width=500)
-        )
-        assert (report["counts"]["lines"], report["counts"]["skipped"]) == (1, 0)
+    report = once(tmp_path / "run", source, skip_bad=True, console=Console(file=shown, width=500))
+    assert (report["counts"]["lines"], report["counts"]["skipped"]) == (1, 0)
     assert "line 2, the last one, has no end yet" in shown.getvalue()
     with source.open("ab") as file:
         file.write(b'el": "b"}\n')
@@ -446,6 +443,22 @@ def test_an_experiment_that_does_not_fit_is_refused_before_anything_is_written(
             timing=Timing(batch=2),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begun_from_a_file_goes_on_by_another_name_as_from_a_pipe(tmp_path):
+    source, pipe, place = tmp_path / "lines.jsonl", tmp_path / "pipe", tmp_path / "run"
+    lines = some_lines(6)
+    source.write_bytes(b"".join(lines[:4]))
+    once(place, source)
+    os.mkfifo(pipe)
+    sender = threading.Thread(target=lambda: pipe.write_bytes(b"".join(lines[4:])))
+    sender.start()
+    assert once(place, pipe)["counts"]["lines"] == 6
+    sender.join()
+    assert (place / "input.jsonl").read_bytes() == b"".join(lines)
+    source.write_bytes(b"".join(lines[1:]))
+    with pytest.raises(InputError, match="is not the file"):
+        once(place, source)
 
 
 def test_an_input_that_is_not_there_leaves_no_folder(tmp_path):

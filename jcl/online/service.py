@@ -122,7 +122,8 @@ def online(
         name=experiment.name,
         config=dataclasses.asdict(config),
         config_file=config_file,
-        hashes={"input": input} | {name: str(each) for name, each in vars(timing).items()},
+        # Whose lines they are is told by what has come of them, not by the name of the source.
+        hashes={name: str(each) for name, each in vars(timing).items()},
         seeds=[experiment.seed],
         known={
             "labels": list(lines.labels or ()),
