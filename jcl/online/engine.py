@@ -93,7 +93,8 @@ class Engine:
     @property
     def counts(self) -> dict[str, int]:
         """examples (predicted), learned, unlabelled (no label can come), unmatched (labels of no
-        example that waits), waiting, dropped (of those that waited), alarms (of the detector)."""
+        example that waits), waiting, dropped (of those that waited), alarms (how
+        often the detector gave one)."""
         queues = {"waiting": len(self._queues), "dropped": self._queues.dropped}
         return {**self._counts, **queues, "alarms": self._alarms}
 
@@ -137,10 +138,9 @@ class Engine:
             drift = None if self._detector is None else int(self._alarm)
             for result in results:
                 self.measures.add(result)
-            self._alarm = any(
-                [self._detector.update(loss) for loss in losses if self._detector is not None]
-            )
-            self._alarms += self._alarm
+            if self._detector is not None:
+                alarms = sum(bool(self._detector.update(loss)) for loss in losses)
+                self._alarm, self._alarms = alarms > 0, self._alarms + alarms
             self.state, _ = self._learn(self.state, batch)
             self._counts["learned"] += len(rows)
             learned.append(Learned([row.line for row in rows], losses, correct, drift))
