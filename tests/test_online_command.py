@@ -382,6 +382,10 @@ def test_a_language_model_online(tmp_path, capsys):
     assert "20 lines" in shown
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "bits_per_byte" in capsys.readouterr().out
+    page = tmp_path / "out.html"
+    assert main(["report", str(tmp_path / "run"), "--html", str(page)]) == 1
+    assert "a run of `jcl online`, and the page shows" in " ".join(capsys.readouterr().err.split())
+    assert not page.exists()
     params = learned_params(tmp_path / "run", 0)
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "table": (258, 8),
@@ -406,7 +410,9 @@ def test_the_example_of_the_help_runs_as_it_stands(tmp_path, monkeypatch, capsys
     place = tmp_path / "runs" / "online" / "classifier"
     report = json.loads((place / "report.json").read_text())
     assert report["counts"]["learned"] == 2
-    assert "2 lines" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 lines" in shown
+    assert "fewer than 500 labels, so no worst 500;" in shown
     told = (place / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["target"] for line in told] == ["yes", "no"]
 
