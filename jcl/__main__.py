@@ -501,7 +501,8 @@ class ReportOptions:
     Attributes:
         runs: the run folders; in the page the others are compared with the first.
         html: write one self-contained page to this file: matrices, every task over time, forgetting
-            and transfer with intervals, cost, differences over common seeds, configs.
+            and transfer with intervals, cost, differences over common seeds, configs; of runs of
+            `jcl run` alone.
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -514,18 +515,20 @@ def _report(arguments: list[str]) -> None:
     if not arguments:
         raise InputError("name the folders of finished runs: jcl report runs/quickstart/naive")
     options = tyro.cli(ReportOptions, args=arguments, prog="jcl report")
-    if options.html is None:
-        from jcl.online import report as online
+    from jcl.online import report as online
 
-        others = []
-        for place in options.runs:
-            if found := online.read(place):
-                online.show(found, _console())
-            else:
-                others.append(place)
-        if others:
+    learned = {place: found for place in options.runs if (found := online.read(place))}
+    if options.html is None:
+        for found in learned.values():
+            online.show(found, _console())
+        if others := [place for place in options.runs if place not in learned]:
             report.show([report.read(place) for place in others], _console())
         return
+    if learned:
+        raise InputError(
+            f"--html: {next(iter(learned))} is a run of `jcl online`, and the page shows runs of "
+            "`jcl run` alone: leave it out, or leave out --html to see its tables here."
+        )
 
     from jcl import page
 

@@ -48,6 +48,7 @@ class Strategy(NamedTuple):
         covers: (path of a parameter) -> whether it makes that one's step, or holds it still.
         needs: keys that a batch must hold in an evaluation, such as "task".
         privacy: what `private` promises, to be accounted for; None of anything else.
+        alarms: whether it waits for a detector's alarms in the batches ("drift").
 
     `loss_fn` is the task's loss through all views, without any strategy's terms. A key of None
     means deterministic, in every function.
@@ -65,6 +66,7 @@ class Strategy(NamedTuple):
     needs: frozenset[str] = frozenset()
     covers: Callable[[Any], bool] = lambda path: False
     privacy: Any = None
+    alarms: bool = False
 
 
 def _no_state(params: Params, **_: Any) -> State:
@@ -94,6 +96,7 @@ def strategy(
     tasks: int | None = None,
     optimizes: bool = False,
     needs: str | Iterable[str] = (),
+    alarms: bool = False,
     covers: Callable[[Any], bool] | None = None,
     init: Callable[..., State] = _no_state,
     view: Callable[..., tuple[Params, Batch]] = _see_all,
@@ -106,8 +109,9 @@ def strategy(
     needs = frozenset([needs] if isinstance(needs, str) else needs)
     covers = covers or (lambda path: optimizes)
     return Strategy(
-        init, view, loss, update, consolidate, name, side, tasks, optimizes, needs, covers
-    )
+        init, view, loss, update, consolidate, name, side, tasks, optimizes, needs, covers,
+        alarms=alarms,
+    )  # fmt: skip
 
 
 def lift(part: Strategy | optax.GradientTransformation) -> Strategy:
@@ -236,6 +240,7 @@ def chain(*parts: Strategy | optax.GradientTransformation) -> Strategy:
         optimizes=any(optimizes),
         needs=frozenset().union(*(part.needs for part in lifted)),
         covers=lambda path: any(part.covers(path) for part in lifted),
+        alarms=any(part.alarms for part in lifted),
     )
 
 

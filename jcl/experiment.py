@@ -200,6 +200,7 @@ def check(experiment: Experiment) -> Any:
         for name, example in found.items():
             _check_targets(aux, f"the {part} part of {name}", example)
     check_needs(strategy, test)
+    check_alarms(strategy, batch)
     if "task" in strategy.needs and stages != len(experiment.stream.tasks):
         raise InputError(
             f"{strategy.name} keeps what each task ended with, and the stream has {stages} stages "
@@ -225,6 +226,17 @@ def _check_tokens(experiment: Experiment, where: str, batch: Any) -> None:
         raise InputError(
             f"{where} has the token {inputs.max()} and the model a vocabulary of {limit}: give the "
             "model the tokenizer's vocab_size."
+        )
+
+
+def check_alarms(strategy: Strategy, batch: Any) -> None:
+    """Refuses a strategy that reacts to alarms of drift where no batch tells of any."""
+    if strategy.alarms and "drift" not in batch:
+        raise InputError(
+            f"{strategy.name} reacts to the alarms of a detector of drift, and there is none, so "
+            "that it would do nothing: give the Experiment drift=functools.partial("
+            'jcl.drift.detector, "adwin") and learn by `jcl online` or jcl.online.run. `jcl run` '
+            "has no detector."
         )
 
 

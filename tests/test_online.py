@@ -172,6 +172,17 @@ def test_labels_that_come_late_are_learned_then_and_judge_what_was_said(lines):
     )
 
 
+@pytest.mark.parametrize("label", [None, "b"])
+def test_a_text_takes_the_place_of_one_of_its_id_that_waits(label, lines):
+    found = made(lines)
+    found.predict(entries(text(lines, "aaa", id=3), text(lines, "ccc", label, id=3)))
+    told = found.predict(entries(Label(3, 2), start=3))
+    assert found.counts["dropped"] == 1
+    assert told[0].get("of") == (2 if label is None else None)
+    assert [each.lines for each in found.learn()] == [[2]]
+    assert found.counts["unmatched"] == (label is not None)
+
+
 def test_a_text_without_label_and_identity_is_predicted_alone(lines):
     found = made(lines)
     found.predict(entries(text(lines, "aaa"), text(lines, "abc", "a")))
@@ -202,7 +213,7 @@ def test_the_detector_gets_every_loss_in_order_and_the_batch_behind_its_alarm_sa
     class Detector:
         def update(self, loss):
             met.append(loss)
-            return len(met) in (2, 5)
+            return len(met) in (2, 5, 6)
 
     def update(updates, state, params, *, batch, **_):
         return updates, state + batch["drift"].sum()
@@ -222,7 +233,7 @@ def test_the_detector_gets_every_loss_in_order_and_the_batch_behind_its_alarm_sa
     assert met == losses
     assert drift == [0, 1, 0, 1]
     assert said == [0, 2, 2, 4]
-    assert found.counts["alarms"] == 2
+    assert found.counts["alarms"] == 3  # two of them in one batch
 
 
 def test_strategies_with_boundaries_are_refused_and_periodic_ones_are_not(lines):
@@ -230,6 +241,32 @@ def test_strategies_with_boundaries_are_refused_and_periodic_ones_are_not(lines)
         with pytest.raises(jcl.InputError, match=r"boundaries.*jcl\.periodically.*per_task"):
             Engine(tiny.build(tiny.Config(method=method)), lines.blank(), Timing(batch=2))
     Engine(tiny.build(tiny.Config(method="periodic")), lines.blank(), Timing(batch=2))
+
+
+REACTIONS = {
+    "boost": lambda: jcl.chain(optax.sgd(0.1), jcl.only("out", jcl.boost(10.0, 20.0))),
+    "reweighted": lambda: jcl.chain(jcl.reweighted(jcl.replay(9, 2), 2.0, 5.0), optax.sgd(0.1)),
+    "on_drift": lambda: jcl.chain(jcl.on_drift(jcl.ewc(1.0)), optax.sgd(0.1)),
+    "restarting": lambda: jcl.skip_nonfinite(jcl.restarting(optax.sgd, lambda step: 0.1), most=1),
+    "own": lambda: jcl.strategy(name="own", alarms=True, optimizes=True),
+}
+
+
+@pytest.mark.parametrize("name", REACTIONS)
+def test_a_reaction_to_alarms_that_nobody_gives_is_refused(name, lines):
+    plain = tiny.build(tiny.Config())
+    experiment = dataclasses.replace(plain, strategy=REACTIONS[name]())
+    with pytest.raises(jcl.InputError, match="there is none, so that it would do nothing"):
+        Engine(experiment, lines.blank(), Timing(batch=2))
+    Engine(dataclasses.replace(experiment, drift=tiny.Sudden), lines.blank(), Timing(batch=2))
+    # `jcl run` has no detector, whatever the experiment says.
+    example = lines.read(b'{"text": "ab", "label": "a"}').leaves
+    source = jcl.data.Arrays({key: np.stack([leaf] * 4) for key, leaf in example.items()})
+    stream = jcl.data.Stream("letters", (jcl.data.Task("letters", source, source, "1"),))
+    streamed = dataclasses.replace(experiment, stream=stream, steps=1, drift=tiny.Sudden)
+    with pytest.raises(jcl.InputError, match="`jcl run` has no detector"):
+        check(streamed)
+    check(dataclasses.replace(streamed, strategy=plain.strategy))
 
 
 def test_a_stream_is_met_once_in_its_order():

@@ -1,6 +1,7 @@
 """`jcl online`: whatever ends it, it goes on at the very line, with the same bits."""
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from everything import ALL
 from forked import Runs
+from rich.console import Console
 
 from jcl import checkpoint, folder
 from jcl.__main__ import load_config, main
@@ -247,6 +249,51 @@ def test_a_bad_line_ends_it_behind_those_before_and_can_be_left_out(tmp_path):
         once(place, source, delay=1)
 
 
+@pytest.mark.parametrize("kind", ["file", "pipe"])
+def test_a_last_line_that_is_still_written_is_used_once_it_is_whole(kind, tmp_path):
+    source, place = tmp_path / "lines.jsonl", tmp_path / "run"
+    place.mkdir()
+
+    def read(content, used):
+        if kind == "pipe":  # which is sent what is not on disk yet
+            begin = (place / "input.jsonl").read_bytes().rfind(b"\n") + 1 if used[1] else 0
+            source.unlink(missing_ok=True)
+            os.mkfifo(source)
+            out = threading.Thread(target=lambda: source.write_bytes(content[begin:]))
+            out.start()
+        else:
+            source.write_bytes(content)
+        options = dict(zip(("lines", "offset", "ends"), used, strict=True))
+        found = Journal(place, str(source), follow=False, **options)
+        found.start()
+        lines = [line.content for line in found.next(8, 1e6, lambda: False)]
+        assert not found.next(8, 1e6, lambda: False)
+        used = found.lines, found.offset, found.ends
+        found.close()
+        if kind == "pipe":
+            out.join()
+        return lines, found.torn, used
+
+    lines, torn, used = read(b'{"a": 1}\n{"b": 2', (0, 0, 0))
+    assert (lines, torn) == ([b'{"a": 1}'], True)
+    lines, torn, used = read(b'{"a": 1}\n{"b": 23}', used)  # the end alone is missing
+    assert (lines, torn) == ([b'{"b": 23}'], False)
+    lines, torn, used = read(b'{"a": 1}\n{"b": 23}\n{"c": 4}\n', used)
+    assert (lines, torn) == ([b'{"c": 4}'], False)
+
+
+def test_a_run_says_that_the_last_line_is_not_used_yet(tmp_path):
+    source = tmp_path / "lines.jsonl"
+    source.write_bytes(b'{"text": "a", "label": "a"}\n{"text": "b", "lab')
+    shown = io.StringIO()
+    report = once(tmp_path / "run", source, skip_bad=True, console=Console(file=shown, width=500))
+    assert (report["counts"]["lines"], report["counts"]["skipped"]) == (1, 0)
+    assert "line 2, the last one, has no end yet" in shown.getvalue()
+    with source.open("ab") as file:
+        file.write(b'el": "b"}\n')
+    assert once(tmp_path / "run", source)["counts"]["learned"] == 2
+
+
 def test_a_growing_file_is_followed_and_a_signal_leaves_a_checkpoint(runs, tmp_path, source):
     growing, place = tmp_path / "growing.jsonl", tmp_path / "run"
     lines = some_lines()
@@ -341,6 +388,10 @@ def test_a_language_model_online(tmp_path, capsys):
     assert known["fields"] == {"text": "text", "label": "label", "identity": "id"}
     assert main(["report", str(tmp_path / "run")]) == 0
     assert "bits_per_byte" in capsys.readouterr().out
+    page = tmp_path / "out.html"
+    assert main(["report", str(tmp_path / "run"), "--html", str(page)]) == 1
+    assert "a run of `jcl online`, and the page shows" in " ".join(capsys.readouterr().err.split())
+    assert not page.exists()
     params = learned_params(tmp_path / "run", 0)
     assert {name: leaf.shape for name, leaf in params.items()} == {
         "table": (258, 8),
@@ -365,7 +416,9 @@ def test_the_example_of_the_help_runs_as_it_stands(tmp_path, monkeypatch, capsys
     place = tmp_path / "runs" / "online" / "classifier"
     report = json.loads((place / "report.json").read_text())
     assert report["counts"]["learned"] == 2
-    assert "2 lines" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "2 lines" in shown
+    assert "fewer than 500 labels, so no worst 500;" in shown
     told = (place / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["target"] for line in told] == ["yes", "no"]
 
@@ -402,6 +455,22 @@ def test_an_experiment_that_does_not_fit_is_refused_before_anything_is_written(
             timing=Timing(batch=2),
         )
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_begun_from_a_file_goes_on_by_another_name_as_from_a_pipe(tmp_path):
+    source, pipe, place = tmp_path / "lines.jsonl", tmp_path / "pipe", tmp_path / "run"
+    lines = some_lines(6)
+    source.write_bytes(b"".join(lines[:4]))
+    once(place, source)
+    os.mkfifo(pipe)
+    sender = threading.Thread(target=lambda: pipe.write_bytes(b"".join(lines[4:])))
+    sender.start()
+    assert once(place, pipe)["counts"]["lines"] == 6
+    sender.join()
+    assert (place / "input.jsonl").read_bytes() == b"".join(lines)
+    source.write_bytes(b"".join(lines[1:]))
+    with pytest.raises(InputError, match="is not the file"):
+        once(place, source)
 
 
 def test_an_input_that_is_not_there_leaves_no_folder(tmp_path):

@@ -149,6 +149,12 @@ def test_what_stands_within_sees_no_example():
         (lambda: private(noise_multiplier=-1.0), "private(noise_multiplier=-1.0)"),
         (lambda: private(chunk=3), "private(chunk=3) does not divide the batch of 4"),
         (lambda: jcl.only("w", private()), "private"),
+        (
+            lambda: private(jcl.per_task(jcl.chain(SGD, optax.contrib.reduce_on_plateau()))),
+            "private(per_task(chain(optax, optax))): an optimizer within reads the loss",
+        ),
+        (lambda: private(optax.polyak_sgd()), "reads the loss"),
+        (lambda: private(optax.lbfgs()), "reads the loss"),
     ],
 )
 def test_what_it_refuses(build, message):

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+from jcl import strict
 from jcl.errors import InputError, SaveError
 
 CHUNK_BYTES = 2**16
@@ -23,6 +24,7 @@ class Copy(threading.Thread):
         changed: guards what follows.
         whole: bytes of input.jsonl up to the end of its last whole line.
         ended: there comes no more; or the `error` came.
+        torn: it ended within a line, which is left out: no whole line, and not to be made one.
         regular: the source is a file, whose lines come back.
     """
 
@@ -50,7 +52,7 @@ class Copy(threading.Thread):
             self._check_same()
             os.lseek(self._from, self._length, os.SEEK_SET)
         self.changed = threading.Condition()
-        self.ended = False
+        self.ended = self.torn = False
         self.error: Exception | None = None
         self._arrivals: collections.deque[tuple[int, float]] = collections.deque()
         self._used, self._stop_asked, self._old = 0, False, self.whole
@@ -96,10 +98,23 @@ class Copy(threading.Thread):
             self._check_still_there()
             time.sleep(POLL_SECONDS)
         else:
-            if self._length > self.whole:
-                self._write(b"\n")  # the last line of a file may lack its end
+            self._close_last_line()
             return False
         return True
+
+    def _close_last_line(self) -> None:
+        """The last line may lack its end; one that is still being written is no object yet."""
+        if self._length == self.whole:
+            return
+        self._file.seek(self.whole)
+        last = self._file.read(strict.LINE_CHARACTERS + 1)
+        try:
+            self.torn = not isinstance(strict.parse_json(last.decode()), dict)
+        except ValueError:
+            self.torn = True
+        if not self.torn:
+            self._file.seek(0, os.SEEK_END)
+            self._write(b"\n")
 
     def _write(self, chunk: bytes) -> None:
         written = 0

@@ -11,7 +11,7 @@ from jcl import memory
 from jcl.core import lift
 from jcl.data import Batch, Example, Label, stack
 from jcl.errors import REMEDY, Diverged, InputError
-from jcl.experiment import Experiment, check_memories
+from jcl.experiment import Experiment, check_alarms, check_memories
 from jcl.learner import Learner, LearnerState, check_needs, learner
 from jcl.online.measures import Measures
 from jcl.online.step import prequential
@@ -47,8 +47,8 @@ class Engine:
         timing: when labels count as known.
 
     Raises:
-        InputError: the strategy acts at boundaries or needs to know the task, or the model and the
-            examples do not fit each other.
+        InputError: the strategy acts at boundaries, needs to know the task or waits for alarms that
+            nobody gives, or the model and the examples do not fit each other.
 
     Attributes:
         timing: as given.
@@ -67,6 +67,7 @@ class Engine:
         functions = learner(experiment.loss_fn, strategy)
         batch = self._batch([example])
         check_needs(strategy, batch)
+        check_alarms(strategy, batch)
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
         self._first = lambda: first_state(experiment, functions, abstract)
         with memory.shapes_alone():
@@ -92,7 +93,8 @@ class Engine:
     @property
     def counts(self) -> dict[str, int]:
         """examples (predicted), learned, unlabelled (no label can come), unmatched (labels of no
-        example that waits), waiting, dropped (of those that waited), alarms (of the detector)."""
+        example that waits), waiting, dropped (of those that waited), alarms (how
+        often the detector gave one)."""
         queues = {"waiting": len(self._queues), "dropped": self._queues.dropped}
         return {**self._counts, **queues, "alarms": self._alarms}
 
@@ -136,10 +138,9 @@ class Engine:
             drift = None if self._detector is None else int(self._alarm)
             for result in results:
                 self.measures.add(result)
-            self._alarm = any(
-                [self._detector.update(loss) for loss in losses if self._detector is not None]
-            )
-            self._alarms += self._alarm
+            if self._detector is not None:
+                alarms = sum(bool(self._detector.update(loss)) for loss in losses)
+                self._alarm, self._alarms = alarms > 0, self._alarms + alarms
             self.state, _ = self._learn(self.state, batch)
             self._counts["learned"] += len(rows)
             learned.append(Learned([row.line for row in rows], losses, correct, drift))

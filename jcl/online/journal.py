@@ -121,6 +121,11 @@ class Journal:
         self.offset = self._read[0].offset if self._read else self._read_offset
         return found
 
+    @property
+    def torn(self) -> bool:
+        """Whether the input has ended within a line, which was left out."""
+        return self._copy.torn
+
     def close(self) -> None:
         """Ends the copying; what was read of a pipe is synced."""
         self._copy.close()

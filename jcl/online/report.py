@@ -149,6 +149,9 @@ def _markdown(report: dict[str, Any]) -> str:
 def _sentence(report: dict[str, Any]) -> str:
     counts, latency = report["counts"], report["latency_seconds"]
     told = [f"{value:,} {name}" for name, value in counts.items() if value or name == "lines"]
+    if not report.get("worst_window"):
+        window = report["timing"]["window"]
+        told.append(f"fewer than {window} labels, so no worst {window}")
     if report["lines_per_second"]:
         told.append(f"{report['lines_per_second']:,.0f} lines a second while busy")
     if latency["median"] is not None:

@@ -122,7 +122,8 @@ def online(
         name=experiment.name,
         config=dataclasses.asdict(config),
         config_file=config_file,
-        hashes={"input": input} | {name: str(each) for name, each in vars(timing).items()},
+        # Whose lines they are is told by what has come of them, not by the name of the source.
+        hashes={name: str(each) for name, each in vars(timing).items()},
         seeds=[experiment.seed],
         known={
             "labels": list(lines.labels or ()),
@@ -211,6 +212,12 @@ class _Service:
                     "command goes on"
                 )
             if not lines:
+                if self._journal.torn:
+                    console.print(
+                        f"line {self._position.lines + 1}, the last one, has no end yet and is "
+                        "not used: the same command goes on with it once it is whole",
+                        soft_wrap=True,
+                    )
                 return
             begun = time.monotonic()
             self._micro_batch(lines)

@@ -112,13 +112,13 @@ class Queues:
         return len(self._late) + len(self._open)
 
     def put(self, waiting: Waiting) -> None:
-        """One more; a text of an identity that waits already takes the other's place."""
-        if waiting.loss is not None:
-            self._late.append(waiting)
-            return
+        """One more; it takes the place of one of its identity that waits for its label."""
         identity = waiting.example.identity
         self.dropped += self._open.pop(identity, None) is not None
-        self._open[identity] = waiting
+        if waiting.loss is not None:
+            self._late.append(waiting)
+        else:
+            self._open[identity] = waiting
 
     def label(self, label: Label) -> Waiting | None:
         """The example that has waited for it, now due; None where none does."""

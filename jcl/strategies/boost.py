@@ -40,7 +40,7 @@ def boost(factor: float, half_life: float) -> Strategy:
         updates = jax.tree.map(lambda step: (scale * step).astype(step.dtype), updates)
         return updates, decayed(level, half_life)
 
-    return strategy(name="boost", side="step", init=init, update=update)
+    return strategy(name="boost", side="step", alarms=True, init=init, update=update)
 
 
 def raised(level: jax.Array, batch: Batch) -> jax.Array:

@@ -35,4 +35,5 @@ def on_drift(part: Strategy, *, batches: int = 8) -> Strategy:
     def due(batch, step):
         return alarmed(batch) & (step >= batches)
 
-    return consolidating("on_drift", lift(part), due, batches, newest=False)
+    made = consolidating("on_drift", lift(part), due, batches, newest=False)
+    return made._replace(alarms=True)

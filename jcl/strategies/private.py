@@ -62,14 +62,14 @@ def private(
         clip: the largest norm of an example's gradient.
         noise_multiplier: of the noise on the sum, in units of clip; 0 clips alone and promises
             nothing.
-        delta: at which the report tells epsilon; below 1 / the examples of the smallest stage.
+        delta: at which the report tells epsilon; below 1 / the examples of the largest stage.
         where: patterns of the paths of the params that are learned, such as "lora/*"; the gradient
             of all others is 0.
         chunk: examples differentiated at once; it must divide the batch.
 
     Raises:
         InputError: a part within reads examples, or would add to the loss or to what the model
-            sees.
+            sees; at init, if an optimizer within reads the loss, as a plateau does.
 
     Stores: nothing beside the part's own.
     Place: around the whole strategy.
@@ -100,7 +100,15 @@ def private(
                 "does."
             )
         check_patterns("private", patterns, params)
-        return part.init(params, **rest)
+        state = part.init(params, **rest)
+        if _reads_loss(part, state, params, **rest):
+            raise InputError(
+                f"private({part.name}): an optimizer within reads the loss, which is not private "
+                "and is 0 there, so that it would go astray, as optax.contrib.reduce_on_plateau "
+                "does: leave it out, or take a schedule, such as jcl.scheduled(optax.adamw, "
+                "jcl.cosine(1e-3))."
+            )
+        return state
 
     def update(updates, state, params, *, batch, aux, loss_fn, key, step, **extra):
         key_examples, key_noise, key_part = split(key, 3)
@@ -148,6 +156,35 @@ def private(
         consolidate=part.consolidate if part.consolidate is nothing.consolidate else consolidate,
         privacy=Promise(clip, noise_multiplier, delta),
     )
+
+
+def _reads_loss(part: Strategy, state: Any, params: Any, *, batch: Any, aux: Any) -> bool:
+    """Whether its update makes anything of the value of the loss, or asks for another one."""
+    asked = []
+
+    def value_fn(params):
+        asked.append(1)
+        return jnp.zeros(())
+
+    def update(value):
+        return part.update(
+            params,
+            state,
+            params,
+            batch=_zeros(batch),
+            aux=_zeros(aux),
+            loss_fn=None,
+            key=jax.random.key(0),
+            progress=jnp.zeros(()),
+            step=jnp.zeros((), jnp.int32),
+            value=value,
+            value_fn=value_fn,
+            grad=params,
+        )
+
+    traced = jax.make_jaxpr(update)(jnp.zeros(())).jaxpr
+    read = [*traced.outvars, *(each for equation in traced.eqns for each in equation.invars)]
+    return bool(asked) or any(each is traced.invars[0] for each in read)
 
 
 def _zeros(tree: Any) -> Any:

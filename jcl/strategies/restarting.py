@@ -61,4 +61,4 @@ def restarting(
         updates, inner = at(steps).update(updates, state.inner, params, batch=batch, **extra)
         return updates, Restarting(inner, steps + 1)
 
-    return first._replace(init=init, update=update, name="restarting(optax)")
+    return first._replace(init=init, update=update, name="restarting(optax)", alarms=True)

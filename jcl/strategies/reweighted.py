@@ -80,4 +80,5 @@ def reweighted(part: Strategy, factor: float, half_life: float) -> Strategy:
         update=update,
         consolidate=consolidate,
         name=f"reweighted({part.name})",
+        alarms=True,
     )
