@@ -174,8 +174,8 @@ def write_page():
         "one, so that their times are no measure of a method's cost; what a frozen encoder makes "
         "of the texts is computed before, and its time is not in it. What a row costs, a step of "
         "32 texts and the largest resident set, is of another run, on the cores named there, with "
-        "one seed and the first texts alone: `make text-costs`; of two cores both were idle, of one "
-        "the other had work. `joint` trains once on all tasks and so has no forgetting.",
+        "one seed and the first texts alone: `make text-costs`; of two cores both were idle, of "
+        "one the other had work. `joint` trains once on all tasks and so has no forgetting.",
         "",
         "Written by `make text`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "
