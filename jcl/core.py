@@ -666,6 +666,40 @@ def check_covered(strategy: Strategy, params: Params) -> None:
         )
 
 
+def reads_loss(part: Strategy, state: State, params: Params, *, batch: Batch, aux: Any) -> bool:
+    """Whether its update makes anything of the value of the loss, or asks for another value.
+
+    Args:
+        part: one whose update leaves examples and loss_fn alone.
+        state: of its init, on these params, batch and aux.
+    """
+    asked = []
+
+    def value_fn(params):
+        asked.append(1)
+        return jnp.zeros(())
+
+    def update(value):
+        return part.update(
+            params,
+            state,
+            params,
+            batch=jax.tree.map(jnp.zeros_like, batch),
+            aux=jax.tree.map(jnp.zeros_like, aux),
+            loss_fn=None,
+            key=jax.random.key(0),
+            progress=jnp.zeros(()),
+            step=jnp.zeros((), jnp.int32),
+            value=value,
+            value_fn=value_fn,
+            grad=params,
+        )
+
+    traced = jax.make_jaxpr(update)(jnp.zeros(())).jaxpr
+    read = [*traced.outvars, *(each for equation in traced.eqns for each in equation.invars)]
+    return bool(asked) or any(each is traced.invars[0] for each in read)
+
+
 def check_complete(name: str, params: Params) -> None:
     """Refuses params of which `only` has taken some out."""
     if any(leaf is None for leaf in jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jcl import checks, paths
+from jcl import checks, core, paths
 from jcl.core import Strategy, check_complete, check_patterns, chosen_of, lift, split, strategy
 from jcl.errors import InputError
 from jcl.strategies.quadratic import sum_over_examples
@@ -101,12 +101,10 @@ def private(
             )
         check_patterns("private", patterns, params)
         state = part.init(params, **rest)
-        if _reads_loss(part, state, params, **rest):
+        if core.reads_loss(part, state, params, **rest):
             raise InputError(
-                f"private({part.name}): an optimizer within reads the loss, which is not private "
-                "and is 0 there, so that it would go astray, as optax.contrib.reduce_on_plateau "
-                "does: leave it out, or take a schedule, such as jcl.scheduled(optax.adamw, "
-                "jcl.cosine(1e-3))."
+                f"private({part.name}): an optimizer within reads the loss, as a plateau does; it "
+                "is not private, and 0 there: take a schedule of the progress, jcl.scheduled."
             )
         return state
 
@@ -156,35 +154,6 @@ def private(
         consolidate=part.consolidate if part.consolidate is nothing.consolidate else consolidate,
         privacy=Promise(clip, noise_multiplier, delta),
     )
-
-
-def _reads_loss(part: Strategy, state: Any, params: Any, *, batch: Any, aux: Any) -> bool:
-    """Whether its update makes anything of the value of the loss, or asks for another one."""
-    asked = []
-
-    def value_fn(params):
-        asked.append(1)
-        return jnp.zeros(())
-
-    def update(value):
-        return part.update(
-            params,
-            state,
-            params,
-            batch=_zeros(batch),
-            aux=_zeros(aux),
-            loss_fn=None,
-            key=jax.random.key(0),
-            progress=jnp.zeros(()),
-            step=jnp.zeros((), jnp.int32),
-            value=value,
-            value_fn=value_fn,
-            grad=params,
-        )
-
-    traced = jax.make_jaxpr(update)(jnp.zeros(())).jaxpr
-    read = [*traced.outvars, *(each for equation in traced.eqns for each in equation.invars)]
-    return bool(asked) or any(each is traced.invars[0] for each in read)
 
 
 def _zeros(tree: Any) -> Any:
