@@ -694,7 +694,7 @@ def _free(ids: np.ndarray, length: int, encoding: Encoding) -> np.ndarray:
 
 def _size(encoding: Encoding) -> int | None:
     """The tokens of the tokenizer, where it says how many."""
-    tokenizer = encoding.tokenizer
+    tokenizer: Any = encoding.tokenizer
     if hasattr(tokenizer, "__len__"):  # of transformers, added tokens included
         return len(tokenizer)
     return getattr(tokenizer, "vocab_size", None)
