@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -123,7 +124,8 @@ def _kind(where: str, field: str, hints: Mapping[str, Any]) -> type:
 
 
 def _number_type(hint: Any) -> type | None:
-    kinds = {hint, *typing.get_args(hint)}
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kinds = typing.get_args(hint) if union else (hint,)
     return next((kind for kind in (float, int) if kind in kinds), None)
 
 

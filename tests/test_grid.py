@@ -1,5 +1,6 @@
 """Replicas of one program: settings with seeds, and how they share the devices."""
 
+import dataclasses
 import json
 import os
 import re
@@ -245,6 +246,12 @@ def test_a_grid_goes_on_until_the_last_has_diverged():
     assert watch.mean([1.0, np.nan, 3.0]) == 2.0
     with pytest.raises(InputError, match=r"\(rate 1.0, seed 0\) and \(rate 3.0, seed 2\) at"):
         watch.check("loss", [np.nan, np.nan, np.inf], "right", 1)
+
+
+def test_a_field_of_several_numbers_is_no_number():
+    several = dataclasses.make_dataclass("Config", [("hidden", tuple[int, ...], (8,))])
+    with pytest.raises(InputError, match="hidden is no field of numbers"):
+        grid.read(several, ["hidden=8,16"])
 
 
 @pytest.mark.parametrize(
