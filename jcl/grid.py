@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import math
-import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jcl import space
 from jcl.errors import InputError
 from jcl.experiment import Experiment
 
@@ -105,7 +105,7 @@ def shown(setting: Setting) -> str:
 
 def _kind(where: str, field: str, hints: Mapping[str, Any]) -> type:
     """float or int, as the field is declared."""
-    numbers = {name: _number_type(hint) for name, hint in hints.items()}
+    numbers = {name: space.number_type(hint) for name, hint in hints.items()}
     if field == "seed":
         raise InputError(f"{where}: seeds are no setting; give --seeds N beside the grid.")
     if field not in hints:
@@ -121,12 +121,6 @@ def _kind(where: str, field: str, hints: Mapping[str, Any]) -> type:
             f"each value by itself, with its own --{field.replace('_', '-')} and --out."
         )
     return kind
-
-
-def _number_type(hint: Any) -> type | None:
-    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    kinds = typing.get_args(hint) if union else (hint,)
-    return next((kind for kind in (float, int) if kind in kinds), None)
 
 
 def _number(text: str, kind: type, word: str) -> float:

@@ -159,7 +159,7 @@ def _parsed(where: str, definition: str, hint: Any) -> Space:
         low, _, high = ends.partition("..")
         if scale not in ("", "log"):
             raise InputError(f"{where}: behind a range may stand :log; write {_EXAMPLES}.")
-        kind = _number_type(hint)
+        kind = number_type(hint)
         if kind is None:
             raise InputError(f"{where}: it is no field of numbers; write {_EXAMPLES}.")
         low, high = _number(where, kind, low), _number(where, kind, high)
@@ -173,7 +173,7 @@ def _parsed(where: str, definition: str, hint: Any) -> Space:
                 f"{where}: {unknown[0]!r} is none of the field's values, {', '.join(allowed)}."
             )
         return choices(*map(allowed.__getitem__, words))
-    kind = _number_type(hint)
+    kind = number_type(hint)
     return choices(*(word if kind is None else _number(where, kind, word) for word in words))
 
 
@@ -190,7 +190,7 @@ def _number(where: str, kind: type, word: str) -> Any:
 
 def _fitted(where: str, space: Space, hint: Any) -> Space:
     """The space in the type of the field."""
-    kind, allowed = _number_type(hint), _allowed(hint)
+    kind, allowed = number_type(hint), _allowed(hint)
     if space.low is not None and space.high is not None:
         if kind is None:
             raise InputError(f"{where}: a range is for a field of numbers.")
@@ -232,7 +232,8 @@ def _parts(hint: Any) -> list[Any]:
     return [part for each in typing.get_args(hint) for part in _parts(each)]
 
 
-def _number_type(hint: Any) -> type | None:
+def number_type(hint: Any) -> type | None:
+    """float or int, where a field of that type may be such a number; else None."""
     parts = _parts(hint)
     return next((kind for kind in (float, int) if kind in parts), None)
 

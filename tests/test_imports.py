@@ -38,7 +38,7 @@ ALLOWED = {
     "page": {"checkpoint", "folder", "metrics", "report"},
     "tracking": {"folder"},
     "experiment": {"core", "data", "learner", "losses", "models"},
-    "grid": {"experiment"},
+    "grid": {"experiment", "space"},
     "hlo": set(),
     "plan": {"experiment", "grid", "hlo", "learner", "memory", "program", "sharding"},
     "program": {"data", "experiment", "grid", "learner", "memory", "sharding"},
