@@ -212,8 +212,8 @@ TABLES = {
         "trained ANIL and ProtoNet are better than the nearest class mean of frozen features, by "
         "six points; than a linear head learned over the same features they are not, nor from "
         "five texts: that head, of an encoder trained on sentences for their meaning, leaves 10 "
-        "and 3 points to gain, and 400 episodes of seven domains gained none of them. fomaml's "
-        "meta-training, at its rate of 1e-3, did harm with some of the seeds.",
+        "and 3 points to gain, and 400 episodes of seven domains gained nothing beyond the "
+        "intervals. fomaml's meta-training, at its rate of 1e-3, did harm with some of the seeds.",
         (
             *(Row(each, ("--method", each), each) for each in ("maml", "fomaml", "anil")),
             Row("prototypes", ("--method", "prototypes"), "prototypes"),
