@@ -14,7 +14,7 @@ import sys
 
 import jax
 import numpy as np
-from step import SIZES, in_turn, torch_model
+from step import SIZES, in_turn
 
 import jcl
 from jcl.allocator import keep_freed_memory
@@ -33,9 +33,9 @@ def ours(config, tokens):
     return lambda: jax.block_until_ready(compiled(params, batches))
 
 
-def theirs(torch, config, tokens):
+def theirs(torch, torch_peer, config, tokens):
     """The same by PyTorch, an example at a time."""
-    model = torch_model(config)
+    model = torch_peer.gpt2(config)
     examples = torch.tensor(tokens, dtype=torch.long)
 
     def run():
@@ -59,6 +59,7 @@ def main():
     keep_freed_memory()
     try:
         import torch
+        import torch_peer
     except ImportError:
         print('PyTorch is the peer of this benchmark: pip install "jcl[bench]"', file=sys.stderr)
         return 1
@@ -67,7 +68,7 @@ def main():
         number = EXAMPLES[size]
         tokens = np.random.default_rng(0).integers(0, config.vocab_size, (number, length + 1))
         tokens = tokens.astype(np.int32)
-        runs = {"PyTorch": theirs(torch, config, tokens), "jcl": ours(config, tokens)}
+        runs = {"PyTorch": theirs(torch, torch_peer, config, tokens), "jcl": ours(config, tokens)}
         load = os.getloadavg()[0]
         median = {
             name: 1e3 * statistics.median(seconds) / number

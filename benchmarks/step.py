@@ -68,19 +68,20 @@ def main():
     keep_freed_memory()
     try:
         import torch
+        import torch_peer
     except ImportError:
         print('PyTorch is the peer of this benchmark: pip install "jcl[bench]"', file=sys.stderr)
         return 1
     results = {"command": " ".join(["python", *sys.argv]), "machine": machine(torch)}
     print(json.dumps(results["machine"]))
     for size in arguments.sizes:
-        results[size] = compare(torch, size, arguments.repeats, arguments.methods)
+        results[size] = compare(torch_peer, size, arguments.repeats, arguments.methods)
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=1))
     return 0
 
 
-def compare(torch, size, repeats, methods):
+def compare(torch_peer, size, repeats, methods):
     """Times every step of a size in turn and prints the table."""
     config, batch_size, length = SIZES[size]
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (batch_size, length + 1))
@@ -93,15 +94,18 @@ def compare(torch, size, repeats, methods):
     for method in methods:
         make, times_the_work[f"jcl {method}"] = METHODS[method]
         chains[f"jcl {method}"] = jcl.chain(*make(optimizer, batch_size))
-    steps, memory = {"PyTorch naive": torch_step(torch, config, tokens)}, {}
+    theirs = torch_peer.step(
+        torch_peer.gpt2(config), "float32", batch["inputs"], batch["targets"]
+    )
+    steps, memory = {"PyTorch naive": theirs}, {}
     for name, chain in chains.items():
         steps[name], memory[name] = jcl_step(config, chain, batch)
     parts = partial_steps(config, batch)
 
-    peak, load = matmul_peak(torch), [os.getloadavg()[0]]
+    peak, load = matmul_peak(torch_peer), [os.getloadavg()[0]]
     every = in_turn(steps | parts, repeats)
     load.append(os.getloadavg()[0])
-    peak = max(peak, matmul_peak(torch))  # the machine's rate may change in between
+    peak = max(peak, matmul_peak(torch_peer))  # the machine's rate may change in between
     times = {name: statistics.median(seconds) for name, seconds in every.items()}
     fastest = {name: min(seconds) for name, seconds in every.items()}
     flops = operations(config, length) * batch_size * length
@@ -174,44 +178,21 @@ def partial_steps(config, batch):
     }
 
 
-def torch_model(config):
-    """Hugging Face's GPT-2 with sdpa attention."""
-    import torch_peer
-
-    return torch_peer.gpt2(config)
-
-
-def torch_step(torch, config, tokens):
-    """Hugging Face's GPT-2 at PyTorch's best plain setting: sdpa attention and fused AdamW."""
-    model = torch_model(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY, fused=True)
-    inputs, targets = torch.tensor(tokens[:, :-1]), torch.tensor(tokens[:, 1:])
-
-    def run():
-        optimizer.zero_grad(set_to_none=True)
-        logits = model(inputs).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-        optimizer.step()
-
-    return run
-
-
 def operations(config, length):
     """Floating-point operations of a training step per token."""
     matmuls = config.layers * 12 * config.width**2 + config.vocab_size * config.width
     return 6 * matmuls + 12 * config.layers * length * config.width
 
 
-def matmul_peak(torch=None):
+def matmul_peak(torch_peer=None):
     """The best rate of a square float32 matmul in operations a second, in PyTorch too if given."""
     runs = {}
     for side in (2048, 4096):
         ours = jnp.ones((side, side))
         multiply = jax.jit(jnp.matmul)
         runs[side, "jax"] = lambda a=ours, f=multiply: f(a, a).block_until_ready()
-        if torch:
-            theirs = torch.ones(side, side)
-            runs[side, "torch"] = lambda a=theirs: a @ a
+        if torch_peer:
+            runs[side, "torch"] = torch_peer.matmuls(side)["float32"]
     return max(2 * side**3 / min(seconds) for (side, _), seconds in in_turn(runs, 5).items())
 
 
