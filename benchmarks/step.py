@@ -94,9 +94,7 @@ def compare(torch_peer, size, repeats, methods):
     for method in methods:
         make, times_the_work[f"jcl {method}"] = METHODS[method]
         chains[f"jcl {method}"] = jcl.chain(*make(optimizer, batch_size))
-    theirs = torch_peer.step(
-        torch_peer.gpt2(config), "float32", batch["inputs"], batch["targets"]
-    )
+    theirs = torch_peer.step(torch_peer.gpt2(config), "float32", batch["inputs"], batch["targets"])
     steps, memory = {"PyTorch naive": theirs}, {}
     for name, chain in chains.items():
         steps[name], memory[name] = jcl_step(config, chain, batch)

@@ -18,7 +18,7 @@ from jcl import InputError, checkpoint, folder
 from jcl.run import run
 
 pytestmark = pytest.mark.xdist_group("faults")  # they share one process that forks
-METHOD = ("--method", "replay_ewc_si", "--steps", "6")
+METHOD = ("--method", "replay_ewc_si", "--steps", "6", "--deterministic")  # on a GPU too
 
 
 @pytest.fixture(scope="module")
