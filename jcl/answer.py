@@ -132,13 +132,14 @@ def learned_params(run: str | Path, seed: int) -> dict[str, Any]:
     folder.check_no_grid(run, description)
     seeds = description["seeds"]
     which = _place(run, seeds, seed)
-    found = {
-        path.removeprefix("params/"): leaf
-        for path, leaf in checkpoint.read(run / "checkpoints").items()
-        if path.startswith("params/")
-    }
-    if len(seeds) > 1:
-        found = {path: leaf[which] for path, leaf in found.items()}
+    with jax.ensure_compile_time_eval():  # a grid builds while it traces
+        found = {
+            path.removeprefix("params/"): leaf
+            for path, leaf in checkpoint.read(run / "checkpoints").items()
+            if path.startswith("params/")
+        }
+        if len(seeds) > 1:
+            found = {path: leaf[which] for path, leaf in found.items()}
     return traverse_util.unflatten_dict(found, sep="/")
 
 
