@@ -44,6 +44,7 @@ class Config:
     tasks: int | None = None  # a meta-step; by default those of TASKS
     meta_steps: int = 2000
     rate: float | None = None  # of the outer Adam, by default 0.001; Reptile's falls from 1
+    inner_rate: float = 0.4  # of Reptile's SGD
     episodes: int = 1000  # to measure on
     seed: int = 0
 
@@ -65,7 +66,7 @@ def build(config: Config) -> jcl.Experiment:
     if config.method == "prototypes":
         meta_loss = measured = jcl.prototypes(model.features, config.ways, over=over)
     elif config.method == "reptile":
-        inner = {"optimizer": optax.adam(1e-3, b1=0.0), "over": over}
+        inner = {"optimizer": optax.sgd(config.inner_rate), "over": over}
         meta_loss = jcl.reptile(loss_fn, steps=5, **inner)
         measured = jcl.maml(loss_fn, steps=50, **inner)
         first = 1.0 if config.rate is None else config.rate
