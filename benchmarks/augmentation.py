@@ -80,7 +80,7 @@ def cells(name, method):
     if method != "none" and none:
         difference = compared(accuracies(folder), accuracies(none))
     return [
-        f"{shown} ({result.seeds})", *difference, f"{result.seconds:.0f} s", result.commit,
+        f"{shown} ({result.seeds})", *difference, result.wall, result.commit,
     ]  # fmt: skip
 
 

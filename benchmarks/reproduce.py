@@ -148,13 +148,19 @@ def verdict(published, interval, mean, ours):
 
 
 class Result(NamedTuple):
-    """What a cell's run gave: percent, its interval or None, seeds, seconds, commit."""
+    """What a cell's run gave: percent, its interval or None, seeds, seconds, commit, and the kind
+    of the accelerator that it ran on."""
 
     mean: float
     interval: float | None
     seeds: int
     seconds: float
     commit: str
+    accelerator: str | None = None
+
+    @property
+    def wall(self):
+        return f"{self.seconds:.0f} s" + (f", {self.accelerator}" if self.accelerator else "")
 
 
 def read_page():
@@ -176,22 +182,31 @@ def finished(folder, metric="average_accuracy"):
     """The result of a finished run."""
     found = report.read(folder)
     result = found["metrics"][metric]
-    commit = json.loads((folder / "config.json").read_text()).get("git_commit") or "unknown"
+    began = json.loads((folder / "config.json").read_text())
+    commit, device = began.get("git_commit") or "unknown", began["devices"]
+    accelerator = None if device["platform"] == "cpu" else device["kind"]
     interval = 100 * result["ci95"] if result["ci95"] else None
     mean = float("nan") if result["mean"] is None else 100 * result["mean"]
-    return Result(mean, interval, len(found["seeds"]), found["wall_seconds"], commit[:8])
+    return Result(
+        mean, interval, len(found["seeds"]), found["wall_seconds"], commit[:8], accelerator
+    )
 
 
 def kept(row):
     """The result that a row of the page holds; None where its figures cannot be read."""
     _, result, _, _, seconds, commit = row
     figures = re.fullmatch(r"(-?[\d.]+)(?: ± ([\d.]+))? \((\d+)\)", result)
-    wall = re.fullmatch(r"(\d+) s", seconds)
+    wall = re.fullmatch(r"(\d+) s(?:, (.+))?", seconds)
     if not figures or not wall:
         return None
     mean, interval, seeds = figures.groups()
     return Result(
-        float(mean), float(interval) if interval else None, int(seeds), int(wall[1]), commit
+        float(mean),
+        float(interval) if interval else None,
+        int(seeds),
+        int(wall[1]),
+        commit,
+        wall[2],
     )
 
 
@@ -220,7 +235,7 @@ def rows(table, held):
         yield (
             f"| {name} | {shown} | {result.mean:.2f}"
             + (f" ± {result.interval:.2f}" if result.interval else "")
-            + f" ({result.seeds}) | {compared} | {result.seconds:.0f} s | {result.commit} |",
+            + f" ({result.seeds}) | {compared} | {result.wall} | {result.commit} |",
             found_verdict,
             result.seconds,
             here,
@@ -266,7 +281,7 @@ def write_page():
         "the two intervals. The published intervals of Hsu et al. are made here from the standard "
         "deviations over ten runs that their released code computes. A row without a published "
         "figure is there for the others to stand beside. Wall times are of runs beside others on "
-        "the same two cores.",
+        "the same two cores, or on the accelerator that they name.",
         "",
         "Written by `make reproduce`, which goes on where it was stopped. It runs in turn the "
         f"targets {', '.join(f'`reproduce-{part}`' for part in PARTS)}, each of at most 90 "

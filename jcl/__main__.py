@@ -470,8 +470,7 @@ def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None, processes:
 
 
 def _set_deterministic() -> None:
-    """The flags are read when JAX is first used. The second turns off the quicker of XLA's two
-    deterministic scatters, which mixes up the batches of a scatter under vmap."""
+    """The flag is read when JAX is first used."""
     try:
         jax.config.update("jax_num_cpu_devices", jax.config.values["jax_num_cpu_devices"])
     except RuntimeError as error:
@@ -479,13 +478,7 @@ def _set_deterministic() -> None:
             "--deterministic: JAX is in use already; let the config use JAX in build(config) only."
         ) from error
     flags = os.environ.get("XLA_FLAGS", "").split()
-    os.environ["XLA_FLAGS"] = " ".join(
-        [
-            *flags,
-            "--xla_gpu_deterministic_ops=true",
-            "--xla_gpu_enable_scatter_determinism_expander=false",
-        ]
-    )
+    os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_deterministic_ops=true"])
 
 
 def enough_devices(seeds: int, cores: int) -> int:

@@ -10,9 +10,7 @@ FLAGS = [
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_parallel_codegen_split_count=1",
-    # On a GPU: as jcl run --deterministic.
-    "--xla_gpu_deterministic_ops=true",
-    "--xla_gpu_enable_scatter_determinism_expander=false",
+    "--xla_gpu_deterministic_ops=true",  # as jcl run --deterministic
 ]
 if tuple(map(int, jaxlib.__version__.split(".")[:2])) < (0, 11):  # which has no other emitters
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
