@@ -2,8 +2,8 @@
 
 import collections
 import functools
-import os
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
