@@ -14,10 +14,11 @@ same shapes, the allocator settings of `jcl run` for both.
 
 "predict, learn" are two passes over a micro-batch, as in `jcl online`, which tells before it
 learns. "in one" shares the forward pass: jcl.online.prequential's step, and one forward pass in
-PyTorch from which the classes are read. "shortened" is PyTorch in one with each micro-batch padded
-to its longest text only. The loops take turns of ten micro-batches, with a pause between them in
-which threads stop spinning; medians over all but the first turn. river's loop is a softmax
-regression over hashed words, one example at a time, on the same texts. Run it on an idle machine.
+PyTorch from which the classes are read. "shortened" pads each micro-batch to its longest text only:
+PyTorch to its very length, jcl by jcl.models.shortened to the next of five. The loops take turns of
+ten micro-batches, with a pause between them in which threads stop spinning; medians over all but
+the first turn. river's loop is a softmax regression over hashed words, one example at a time, on
+the same texts. Run it on an idle machine.
 """
 
 import argparse
@@ -38,10 +39,13 @@ from jcl.allocator import keep_freed_memory
 from jcl.models import BertConfig
 
 RATE, DECAY, TURN = 1e-4, 1e-2, 10
+LENGTHS = {"minilm": (12, 16, 20, 24), "byte": (48, 64, 80, 96)}  # besides the whole
 PAIRS = {
     "predict, learn": ("jcl predict, learn", "PyTorch predict, learn"),
     "in one": ("jcl in one", "PyTorch in one"),
-    "in one, PyTorch's shortened": ("jcl in one", "PyTorch shortened"),
+    "predict, learn, jcl's shortened": ("jcl shortened", "PyTorch predict, learn"),
+    "predict, learn, both shortened": ("jcl shortened", "PyTorch shortened"),
+    "in one, both shortened": ("jcl shortened in one", "PyTorch shortened in one"),
 }
 
 
@@ -93,13 +97,15 @@ def compare(torch, case, texts, labels, size, tiny):
         torch.manual_seed(0)
         return peer()
 
-    loops = {
-        "jcl predict, learn": jcl_loop(model, params, batches[0], held_still, together=False),
-        "jcl in one": jcl_loop(model, params, batches[0], held_still, together=True),
-        "PyTorch predict, learn": torch_loop(torch, seeded(), together=False),
-        "PyTorch in one": torch_loop(torch, seeded(), together=True),
-        "PyTorch shortened": torch_loop(torch, seeded(), together=True, shorten=True),
-    }
+    short = jcl.models.shortened(model, *((4, 8) if tiny else LENGTHS[case]))
+    loops = {}
+    for name, each, shorten in (("", model, False), (" shortened", short, True)):
+        for kind, together in ((" predict, learn", False), (" in one", True)):
+            title = f"{name}{kind}".replace("shortened predict, learn", "shortened")
+            loops[f"jcl{title}"] = jcl_loop(each, params, batches[0], held_still, together=together)
+            loops[f"PyTorch{title}"] = torch_loop(
+                torch, seeded(), together=together, shorten=shorten
+            )
     load = [os.getloadavg()[0]]
     seconds, right = {name: [] for name in loops}, dict.fromkeys(loops, 0)
     for turn in range(0, len(batches), TURN):

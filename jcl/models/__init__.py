@@ -18,6 +18,7 @@ from jcl.models.neuromodulated import NeuromodulatedConfig, neuromodulated
 from jcl.models.precision import Precision
 from jcl.models.prompts import prompts
 from jcl.models.random_features import random_expansion, random_features, second_head
+from jcl.models.shortened import shortened
 from jcl.models.starting_from import starting_from
 from jcl.models.translator import Translator, translator
 
@@ -56,6 +57,7 @@ __all__ = [
     "random_features",
     "save_pretrained",
     "second_head",
+    "shortened",
     "starting_from",
     "tokenizer",
     "translator",
