@@ -17,7 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jcl import checks, grid, hosts, sharding, space, stopping
+from jcl import checks, grid, hosts, sharding, stopping
 from jcl.allocator import one_arena
 from jcl.errors import InputError, Stopped
 
@@ -61,17 +61,6 @@ PLAN = """Says what a training step would take on other devices: memory, work, c
 
 A step is compiled for a CPU that passes for as many devices; nothing is trained or written. The
 fields of a config are options as well: `jcl plan configs/plan/gpt2_xl.py --help` shows them.
-"""
-
-
-SEARCH = """Chooses fields of a config by validation; no test set takes part.
-
-  jcl search configs/quickstart.py --method replay --space learning_rate=1e-4..1e-2:log --trials 16
-
-A fifth of every training part is held out, and takes the place of the tests. Every trial is a run
-under runs/<config>/search/<study>; its study.md has all of them, a picture, and the command that
-runs the best on the real tests. Stopped or killed, the same command goes on; given in several
-terminals or on several machines with one --storage, they share the work.
 """
 
 
@@ -121,46 +110,6 @@ class RunOptions:
     processes: int | None = None
     process: int | None = None
     track: tyro.conf.UseAppendAction[tuple[Literal["tensorboard", "wandb", "mlflow"], ...]] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchOptions:
-    """How to search.
-
-    Attributes:
-        space: a field of the config and what it may be: a range, learning_rate=1e-4..1e-2:log or
-            layers=2..6 (both ends included), or values, method=naive,replay; the name alone of a
-            field that the config annotates (jcl.space) or whose values its type names. May be given
-            several times; without any, all annotated fields are searched.
-        trials: of the whole study, rounded up to whole populations; more of them go on with it.
-        population: trials trained together in one program, whose fields differ in fractional
-            numbers alone; the other fields they share. 1 trains one after the other. auto is 8, on
-            a CPU only for a config with device_data, whose steps are that small.
-        first_tasks: choose by the first so many tasks alone, the protocol first_tasks, as one has
-            to who does not know what comes. Without it by the whole stream: the protocol offline.
-        pruner: what gives a trial up after a task: median, where its average so far is worse than
-            the median of those before it; halving, where it is not in the better half after 1, 2,
-            4, ... tasks; or none.
-        study: its name, and that of its folder; by default that of the protocol.
-        storage: where the trials are kept: the path of a journal, or the URL of a database, such as
-            sqlite:///study.db. Several machines that give the same one share the study; by default
-            journal.log in the study's folder.
-        out: the folder of the studies; by default runs/<config>/search.
-        save_minutes: minutes between checkpoints inside a task.
-        cpu_devices: devices that a CPU passes for, over which a population is dealt out; by default
-            enough to occupy every core.
-    """
-
-    space: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    trials: int = 32
-    population: Literal["auto"] | int = "auto"
-    first_tasks: int | None = None
-    pruner: Literal["median", "halving", "none"] = "median"
-    study: str | None = None
-    storage: str | None = None
-    out: Path | None = None
-    save_minutes: float = 5.0
-    cpu_devices: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -342,40 +291,11 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
 
 @stopping.at_once()
 def _search(arguments: list[str]) -> None:
-    _help(arguments, "search", SearchOptions, SEARCH)
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError(
-            "name a config file first: jcl search configs/quickstart.py --space "
-            "learning_rate=1e-4..1e-2:log"
-        )
     one_arena()
-    path, module, parsed = _parsed("search", arguments, SearchOptions)
-    options = dataclasses.asdict(parsed.options)
-    spaces = space.read(module.Config, options.pop("space"))
 
-    from jcl.search import POPULATION, search, suits_population
-    from jcl.study_report import show
+    from jcl.search import command
 
-    numbers = any(each.number for each in spaces.values())
-    population = on_cpu = options.pop("population")
-    if population == "auto":  # before JAX is asked, which fixes its devices
-        suits = numbers and suits_population(module.build(parsed.config))
-        on_cpu = POPULATION if suits else 1
-    _set_cpu_devices(options.pop("cpu_devices"), on_cpu, None, 1)
-    if population == "auto":
-        population = POPULATION if numbers and jax.default_backend() != "cpu" else on_cpu
-    console = _console()
-    found, place = search(
-        module.build,
-        parsed.config,
-        spaces,
-        config_file=path,
-        population=population,
-        console=console,
-        **options,
-    )
-    show(found, console)
-    console.print(f"{place}: study.json, study.md, study.png", soft_wrap=True)
+    command.main(arguments, _parsed, _set_cpu_devices)
 
 
 def _plan(arguments: list[str]) -> None:
@@ -395,25 +315,11 @@ def _plan(arguments: list[str]) -> None:
 
 @stopping.at_once()
 def _select(arguments: list[str]) -> None:
-    from jcl import choice, select, select_report
-
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(select.HELP)
-        return
-    if not arguments or arguments[0].startswith("-"):
-        raise InputError(
-            "name a config file first: jcl select configs/select.py --candidate size=small,base"
-        )
     one_arena()
-    path, module, parsed = _parsed("select", arguments, select.Options)
-    options = dataclasses.asdict(parsed.options)
-    candidates = choice.read_candidates(module.Config, options.pop("candidate"))
-    options["budget"] = choice.read_budget(sum(options["budget"], ()))
-    content, place = select.select(
-        module.build, parsed.config, candidates, config_file=path, console=_console(), **options
-    )
-    select_report.show(content, _console())
-    _console().print(f"{place}: select.json, select.md, pareto.png, candidates", soft_wrap=True)
+
+    from jcl.select import command
+
+    command.main(arguments, _parsed)
 
 
 def _generate(arguments: list[str]) -> None:
@@ -596,11 +502,9 @@ def _memory(arguments: list[str]) -> None:
 
 
 def _forget(arguments: list[str]) -> None:
-    from jcl import forget
+    from jcl.forget import command
 
-    options = tyro.cli(forget.Options, args=arguments, prog="jcl forget")
-    for line in forget.forget(options, load_config):
-        _console().print(line, soft_wrap=True)
+    command.main(arguments, load_config)
 
 
 @dataclasses.dataclass(frozen=True)

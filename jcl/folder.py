@@ -5,7 +5,7 @@ metrics.jsonl  a line per logged step and per evaluation
 checkpoints/   see checkpoint.py
 report.json    report.md    matrix.png
 input.jsonl    batches.jsonl    predictions.jsonl    of `jcl online`, see online/journal.py
-forgotten.json what was taken out of it, see forget.py
+forgotten.json what was taken out of it, see forgotten.py
 tensorboard/   wandb/       mlflow/     where a run was given such trackers, see tracking.py
 """
 

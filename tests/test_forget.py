@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from everything import costly
 
-from jcl import checkpoint, forget, forgotten, remains, stored
+from jcl import checkpoint, forgotten
 from jcl.__main__ import main
 from jcl.data import Blocks, ByteTokenizer
 from jcl.errors import InputError
-from jcl.selection import Chooser, read
+from jcl.forget import remains, stored
+from jcl.forget.selection import Chooser, read
 
 CONFIG = Path(__file__).parent / "configs" / "forgetting.py"
 NAMES = ("ada", "bob", "eve", "joe", "kim", "liz")
@@ -161,7 +162,7 @@ class Cut(BaseException):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(checkpoint, "_commit"), (checkpoint.shutil, "rmtree"), (forget.remains, "in_arrays")],
+    [(checkpoint, "_commit"), (checkpoint.shutil, "rmtree"), (remains, "in_arrays")],
     ids=["before the new checkpoint", "beside the old ones", "before the proof"],
 )
 def test_cut_off_anywhere_it_is_given_again(run, owner, name, monkeypatch, capsys, whole):
@@ -188,9 +189,9 @@ def test_cut_off_anywhere_it_is_given_again(run, owner, name, monkeypatch, capsy
 
 KILLED = """
 import os, signal, sys
-from jcl import forget
 from jcl.__main__ import main
-forget.journal.blank = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+from jcl.forget import journal
+journal.blank = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 main(sys.argv[1:])
 """
 

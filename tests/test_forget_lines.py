@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jcl import checkpoint, folder, forget, journal
+from jcl import checkpoint, folder
 from jcl.__main__ import main
 from jcl.data import ByteTokenizer, HashedWords, Lines
+from jcl.forget import journal
 
 CONFIG = """
 from dataclasses import dataclass
@@ -170,7 +171,7 @@ def test_cut_off_between_predictions_and_input_the_ids_go_as_well(tmp_path, monk
         called.append(blank(*arguments))
 
     with monkeypatch.context() as patch:
-        patch.setattr(forget.journal, "blank", cut)
+        patch.setattr(journal, "blank", cut)
         with pytest.raises(KeyboardInterrupt):
             run.forget("regex=loan")
     assert run.forget("regex=loan") == 0

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 
 import jcl
-from jcl import InputError, space, study_report
-from jcl.__main__ import SEARCH, load_config, main
+from jcl import InputError, space
+from jcl.__main__ import load_config, main
 from jcl.errors import Stopped
 
 pytest.importorskip("optuna", reason="the extra `search` is not installed")
 
-from jcl import search as searching
-from jcl.study import Study
+from jcl.search import report as study_report
+from jcl.search import trials as searching
+from jcl.search.command import DESCRIPTION
+from jcl.search.study import Study
 
 HERE = Path(__file__).parent
 CONFIG = HERE / "configs" / "search.py"
@@ -549,7 +551,7 @@ def test_without_the_extra_it_is_named(monkeypatch, module, tmp_path):
 
 @pytest.mark.slow
 def test_the_example_of_the_help(tmp_path, capsys):
-    (line,) = [line for line in SEARCH.splitlines() if line.startswith("  jcl search ")]
+    (line,) = [line for line in DESCRIPTION.splitlines() if line.startswith("  jcl search ")]
     words = shlex.split(line)[1:]
     words[1] = str(HERE.parent / words[1])
     words[words.index("--trials") + 1] = "1"

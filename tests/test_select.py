@@ -10,10 +10,12 @@ from typing import Literal
 import jax
 import pytest
 
-from jcl import InputError, choice, costs, report, select
+from jcl import InputError, report
 from jcl.__main__ import load_config, main
-from jcl.choice import Candidate, dominates, over, recommend
 from jcl.errors import Diverged, Stopped
+from jcl.select import candidates as select
+from jcl.select import choice, costs
+from jcl.select.choice import Candidate, dominates, over, recommend
 
 pytestmark = pytest.mark.xdist_group("select")
 HERE = Path(__file__).parent

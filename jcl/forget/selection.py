@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jcl import remains, strict
+from jcl import strict
 from jcl.errors import InputError
+from jcl.forget import remains
 
 # Of a text that a block of tokens was cut within, so many characters at the block's edge count.
 EDGE = 8

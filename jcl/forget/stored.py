@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jcl import memory
-from jcl.selection import Chooser
+from jcl.forget.selection import Chooser
 
 COUNTS = ("seen", "stored", "offered", "full", "filled", "place", "scores")
 

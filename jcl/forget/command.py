@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
+from rich.console import Console
 
-from jcl import checkpoint, folder, journal, memory, remains, selection, stored, strict
+from jcl import checkpoint, folder, memory, strict
 from jcl.errors import InputError
+from jcl.forget import journal, remains, selection, stored
 from jcl.forgotten import NAME, Record
 
 CANNOT = (
@@ -28,7 +30,7 @@ CANNOT = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class ForgetOptions:
     """Takes examples out of a run's memories, journal and pending data, proves it, and says what it
     cannot undo.
 
@@ -60,7 +62,23 @@ class Options:
     dry_run: bool = False
 
 
-def forget(options: Options, load: Callable[[Path], ModuleType]) -> list[str]:
+def main(arguments: list[str], load: Callable[[Path], ModuleType]) -> None:
+    """`jcl forget` with these arguments.
+
+    Args:
+        arguments: behind "forget".
+        load: executes a config file.
+
+    Raises:
+        InputError, SaveError: from `forget`.
+    """
+    options = tyro.cli(ForgetOptions, args=arguments, prog="jcl forget")
+    console = Console(markup=False, highlight=False)
+    for line in forget(options, load):
+        console.print(line, soft_wrap=True)
+
+
+def forget(options: ForgetOptions, load: Callable[[Path], ModuleType]) -> list[str]:
     """Does what the options say; returns what is to be told.
 
     Args:
@@ -98,7 +116,10 @@ class _Known(NamedTuple):
 
 
 def _known(
-    run: Path, options: Options, chosen: selection.Selection, load: Callable[[Path], ModuleType]
+    run: Path,
+    options: ForgetOptions,
+    chosen: selection.Selection,
+    load: Callable[[Path], ModuleType],
 ) -> _Known:
     description = folder.read_config(run / "config.json")
     known = description.get("known", {})
@@ -242,7 +263,7 @@ def _files(run: Path) -> list[Path]:
 
 
 def _of_file(
-    options: Options, chosen: selection.Selection, load: Callable[[Path], ModuleType]
+    options: ForgetOptions, chosen: selection.Selection, load: Callable[[Path], ModuleType]
 ) -> list[str]:
     path = options.place
     try:
@@ -287,7 +308,7 @@ def _of_file(
 
 
 def _of_lines(
-    options: Options, chosen: selection.Selection, load: Callable[[Path], ModuleType]
+    options: ForgetOptions, chosen: selection.Selection, load: Callable[[Path], ModuleType]
 ) -> list[str]:
     """A file of lines, such as the one that an online run was given."""
     path = options.place

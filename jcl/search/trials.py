@@ -18,14 +18,15 @@ from typing import Any
 from jax.core import Tracer
 from rich.console import Console
 
-from jcl import checks, data, folder, study_report
+from jcl import checks, data, folder
 from jcl.errors import Diverged, InputError, SaveError, Stopped
 from jcl.experiment import Experiment, check, check_stream
 from jcl.grid import Replica
 from jcl.program import Program
 from jcl.run import Position, run
+from jcl.search import report as study_report
+from jcl.search.study import PRUNERS, Group, Study, imported
 from jcl.space import Space
-from jcl.study import PRUNERS, Group, Study, imported
 
 SHARE = 0.2  # of every training part that is held out
 POPULATION = 8

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 
 from jcl import memory
-from jcl.choice import Budget, Candidate, over
 from jcl.experiment import Experiment, check, evaluation_batches, stage_steps
 from jcl.grid import Replica
 from jcl.learner import learner, start_task
 from jcl.program import Program, first_state
+from jcl.select.choice import Budget, Candidate, over
 
 STEPS = 6  # that are timed; the first is left out
 PREDICTIONS, SECONDS = 50, 2.0  # that are timed at most

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jcl.choice import COSTS, shown
+from jcl.select.choice import COSTS, shown
 
 HEAD = (
     "candidate", "parameters", "trained", "state", "step takes", "prediction", "step", "measure",

@@ -34,7 +34,7 @@ def make(
 
     Args:
         name: of the study.
-        identity: what makes it; see `jcl.search`.
+        identity: what makes it; see `jcl.search.trials.search`.
         trials: all of it, as Optuna has them.
         spaces: what was chosen from.
         command: what runs the config, before the flags of the best setting.

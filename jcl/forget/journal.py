@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jcl.selection import Chooser
+from jcl.forget.selection import Chooser
 
 INPUT, PREDICTIONS = "input.jsonl", "predictions.jsonl"
 

@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 from rich.console import Console
 
-from jcl import checks, data, folder, select_report, strict, study_report
-from jcl.choice import Budget, Candidate, named, over, recommend
-from jcl.costs import counted, measure
+from jcl import checks, data, folder, strict
 from jcl.errors import Diverged, InputError, OutOfMemory
 from jcl.experiment import Experiment, check_stream, stage_steps
 from jcl.grid import settings
 from jcl.run import run
+from jcl.search import report as study_report
+from jcl.select import report as select_report
+from jcl.select.choice import Budget, Candidate, named, over, recommend
+from jcl.select.costs import counted, measure
 
 SCHEMA = 1
 _NUMBER = strict.NUMBER | None
@@ -43,52 +44,6 @@ SHAPE = {
         }
     ],
 }  # fmt: skip
-
-HELP = """jcl select CONFIG.py --candidate FIELD=VALUE,VALUE [--candidate ...]
-                     [--budget parameters=10M latency=20ms memory=2GB] [--field value ...]
-
-Tries every combination of the candidates' values, and says which to take within a budget, and why
-not each of the others. A config's fields are sizes of the model, kinds of attention, what is
-trained of it (all, LoRA, the head): whatever `build(config)` makes of them.
-
-  jcl select configs/select.py --candidate adaptation=full,head --budget parameters=10M latency=1s
-
-counts each candidate's parameters and state on shapes, compiles a training step for its memory,
-times a prediction of one example, and trains those within the budget, one by one, on the config's
-stream, each in a run folder of its own. They are judged on a part of the training examples
-(--validation 0.2), which they do not learn; the test examples take no part. What is written, in
-runs/CONFIG/select: select.json, select.md, pareto.png, candidates/. The same command goes on where
-it stopped and runs nothing twice, also with more candidates or another budget.
-
-`jcl select CONFIG.py --help` shows the options and the config's fields.
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What to choose among, and within what.
-
-    Attributes:
-        candidate: a field of the config and the values to try, such as size=small,base; may be
-            given several times: every combination is a candidate.
-        budget: what the model may take at most, such as parameters=10M latency=20ms memory=2GB:
-            latency of predicting one example, memory of a training step; may be given several
-            times.
-        limit_steps: training steps of a stage at most, for a quicker look; by default as many as
-            the config says.
-        validation: the share of the training examples that candidates are judged by.
-        seeds: of every candidate, in one program.
-        out: the folder; by default runs/<config>/select.
-        fresh: start again where the folder holds a selection already.
-    """
-
-    candidate: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    budget: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
-    limit_steps: int | None = None
-    validation: float = 0.2
-    seeds: int = 1
-    out: Path | None = None
-    fresh: bool = False
 
 
 def select(
@@ -112,7 +67,8 @@ def select(
         config: a frozen dataclass.
         candidates: {field of the config: values}; all combinations.
         config_file: where build and config come from.
-        budget: {one of `jcl.choice.COSTS`: the most of it, as a number, in seconds or in bytes}.
+        budget: {one of `jcl.select.choice.COSTS`: the most of it, as a number, in seconds or in
+            bytes}.
         limit_steps: training steps of a stage at most.
         validation: the share of the training examples that candidates are judged by.
         seeds: of every candidate.

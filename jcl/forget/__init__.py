@@ -1,0 +1,1 @@
+"""Forgetting: chosen examples are taken out of what a run keeps."""

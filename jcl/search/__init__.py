@@ -1,0 +1,1 @@
+"""Searching the fields of a config by validation."""

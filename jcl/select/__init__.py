@@ -1,0 +1,1 @@
+"""Selecting one of several candidates by what each costs and reaches."""
