@@ -147,6 +147,17 @@ def never(arrays: Iterable[jax.Array]) -> jax.Array:
     return jnp.sort(jnp.stack(first))[0] > jnp.inf if first else jnp.zeros((), bool)
 
 
+def kept(params: Params) -> Params:
+    """A copy, for a consolidate, which the compiler does not know to be one.
+
+    On an H100 (jax 0.11.2) a program that gave the params twice, `jnp.copy` being nothing within a
+    program, beside arrays that pass through it, wrote them into one of these: Adam's first moment
+    held the params of the boundary.
+    """
+    late = never(jax.tree.leaves(params))
+    return jax.tree.map(lambda leaf: jnp.where(late, jnp.zeros_like(leaf), leaf), params)
+
+
 def split(key: jax.Array | None, number: int) -> Sequence[jax.Array | None]:
     """`jax.random.split` which hands a key of None (deterministic) on."""
     return [None] * number if key is None else list(jax.random.split(key, number))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jcl import checks
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, kept, strategy
 
 Toward = Literal["anchor", "initial"]
 
@@ -88,6 +88,6 @@ def _anchored(
     def consolidate(state, params, **_):
         if toward == "initial":
             return state, params
-        return Anchored(jax.tree.map(jnp.copy, params), jnp.ones_like(state.placed)), params
+        return Anchored(kept(params), jnp.ones_like(state.placed)), params
 
     return strategy(name=name, init=init, loss=loss, consolidate=consolidate)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.core import Batch, Params, Strategy, strategy
+from jcl.core import Batch, Params, Strategy, kept, strategy
 from jcl.strategies.quadratic import Quadratic, distance, flat, mean_over_examples
 
 Targets = Literal["true", "sampled", "predicted"]
@@ -74,11 +74,8 @@ def ewc(
             share = jnp.where(total > 0, new / jnp.where(total > 0, total, 1.0), 1.0)
             return anchor + share * (parameter - anchor)
 
-        if recentre:
-            anchor = jax.tree.map(jnp.copy, params)
-        else:
-            anchor = jax.tree.map(move, state.anchor, params, new, total)
-        return Quadratic(total, anchor), params
+        anchors = state.anchor, params, new, total
+        return Quadratic(total, kept(params) if recentre else jax.tree.map(move, *anchors)), params
 
     return strategy(name="ewc", init=init, loss=loss, consolidate=consolidate)
 

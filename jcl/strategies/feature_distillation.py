@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.core import Params, Strategy, check_complete, strategy
+from jcl.core import Params, Strategy, check_complete, kept, strategy
 from jcl.losses import outputs
 from jcl.strategies.lwf import mean_over_counted
 
@@ -65,6 +65,6 @@ def feature_distillation(features: Callable[[Params, Any], jax.Array], strength:
         return {"feature_distillation": jnp.where(state.ready, value, 0.0)}
 
     def consolidate(state, params, **_):
-        return FeatureTeacher(jax.tree.map(jnp.copy, params), jnp.ones_like(state.ready)), params
+        return FeatureTeacher(kept(params), jnp.ones_like(state.ready)), params
 
     return strategy(name="feature_distillation", init=init, loss=loss, consolidate=consolidate)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.core import Batch, Params, Strategy, strategy
+from jcl.core import Batch, Params, Strategy, kept, strategy
 from jcl.strategies.seen_classes import with_targets
 
 
@@ -76,8 +76,7 @@ def lwf(strength: float, *, temperature: float = 2.0) -> Strategy:
         return updates, state._replace(seen=with_targets(state.seen, batch))
 
     def consolidate(state, params, **_):
-        kept = jax.tree.map(jnp.copy, params)
-        return Teacher(kept, jnp.copy(state.seen), state.seen), params
+        return Teacher(kept(params), kept(state.seen), state.seen), params
 
     return strategy(name="lwf", init=init, loss=loss, update=update, consolidate=consolidate)
 

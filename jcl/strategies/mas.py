@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.core import Strategy, strategy
+from jcl.core import Strategy, kept, strategy
 from jcl.strategies.quadratic import Quadratic, distance, flat, mean_over_examples
 
 
@@ -50,6 +50,6 @@ def mas(strength: float, *, chunk: int = 1) -> Strategy:
 
         new = mean_over_examples(sensitivity, params, inputs, None, chunk=chunk, name="mas")
         importance = jax.tree.map(jnp.add, state.importance, new)
-        return Quadratic(importance, jax.tree.map(jnp.copy, params)), params
+        return Quadratic(importance, kept(params)), params
 
     return strategy(name="mas", init=init, loss=loss, consolidate=consolidate)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jcl import checks
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, kept, strategy
 from jcl.errors import InputError
 from jcl.strategies.ewc import fisher
 from jcl.strategies.quadratic import distance
@@ -113,7 +113,7 @@ def rwalk(
         score = jax.tree.map(lambda score: share * score, state.score)
         positive = jax.tree.map(lambda score: jnp.maximum(score, 0.0), score)
         importance = jax.tree.map(jnp.add, relative(state.fisher), relative(positive))
-        anchor = jax.tree.map(jnp.copy, params)
+        anchor = kept(params)
         return state._replace(
             importance=importance, anchor=anchor, score=score, boundaries=state.boundaries + 1
         ), params
@@ -131,7 +131,7 @@ def end_interval(state: Walk, params: Params, damping: float) -> Walk:
 
     score = jax.tree.map(add, state.score, state.path, state.fisher, params, state.start)
     path = jax.tree.map(jnp.zeros_like, state.path)
-    return state._replace(score=score, path=path, start=jax.tree.map(jnp.copy, params))
+    return state._replace(score=score, path=path, start=kept(params))
 
 
 def relative(tree: Params) -> Params:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.core import Params, Strategy, strategy
+from jcl.core import Params, Strategy, kept, strategy
 from jcl.strategies.quadratic import distance
 
 
@@ -77,7 +77,7 @@ def si(strength: float, *, damping: float = 0.1, rectify: bool = False) -> Strat
 
         importance = jax.tree.map(add, state.importance, state.path, params, state.anchor)
         path = jax.tree.map(jnp.zeros_like, state.path)
-        return Synapses(importance, jax.tree.map(jnp.copy, params), path), params
+        return Synapses(importance, kept(params), path), params
 
     return strategy(
         name="si", side="step", init=init, loss=loss, update=update, consolidate=consolidate
