@@ -106,7 +106,8 @@ def finish(table, name, method, values):
     folder.mkdir(parents=True)
     found = a_report(matrix=[[[0.0], [value]] for value in values])
     (folder / "report.json").write_text(json.dumps(found))
-    (folder / "config.json").write_text(json.dumps({"git_commit": "0123456789"}))
+    began = {"git_commit": "0123456789", "devices": {"platform": "cpu"}}
+    (folder / "config.json").write_text(json.dumps(began))
     for file in ("report.md", "matrix.png"):
         (folder / file).write_text("")
 

@@ -212,7 +212,8 @@ def finish(tables, name, label, matrix, deviations=()):
         higher_is_better=name != "sinusoid", config={"episodes": 1000},
     )  # fmt: skip
     (folder / "report.json").write_text(json.dumps(found))
-    (folder / "config.json").write_text(json.dumps({"git_commit": "0123456789"}))
+    began = {"git_commit": "0123456789", "devices": {"platform": "cpu"}}
+    (folder / "config.json").write_text(json.dumps(began))
     lines = [json.dumps({"kind": "probe", "deviation": [each]}) for each in deviations]
     (folder / "metrics.jsonl").write_text("\n".join([json.dumps({"kind": "step"}), *lines]))
     for file in ("report.md", "matrix.png"):

@@ -85,7 +85,8 @@ def finish(name, mean, seeds, table="split"):
     metric = {"mean": mean, "ci95": 0.01, "values": []}
     found = a_report(seeds, metrics={"average_accuracy": metric})
     (folder / "report.json").write_text(json.dumps(found))
-    (folder / "config.json").write_text(json.dumps({"git_commit": "0123456789"}))
+    began = {"git_commit": "0123456789", "devices": {"platform": "cpu"}}
+    (folder / "config.json").write_text(json.dumps(began))
     for file in ("report.md", "matrix.png"):
         (folder / file).write_text("")
     return folder
@@ -222,3 +223,16 @@ def test_the_targets_run_every_cell_once_in_at_most_90_minutes():
         assert sum(reproduce.kept(row).seconds for row in rows) <= 90 * 60, command
         everything += [(table, cell[0]) for table, cell in found]
     assert len(everything) == len(set(everything)) == 112
+
+
+def test_a_row_names_the_accelerator_and_keeps_it(page):
+    path, _ = page
+    folder = finish("sgd, class", 0.2, 10)
+    began = {"git_commit": "0123456789", "devices": {"platform": "gpu", "kind": "Some GPU"}}
+    (folder / "config.json").write_text(json.dumps(began))
+    reproduce.write_page()
+    written = row(path, "sgd, class")
+    assert " s, Some GPU | 01234567 |" in written
+    (folder / "report.json").unlink()
+    reproduce.write_page()
+    assert row(path, "sgd, class") == written
