@@ -215,7 +215,8 @@ TABLES = {
         "and 3 points to gain, and 400 episodes of seven domains gained nothing beyond the "
         "intervals. Nor are they better than fine-tuning the pretrained encoder: MAML, which "
         "begins there, is level with it from one text and below it from five, since it learned to "
-        "adapt from one; fomaml's meta-training, at its rate of 1e-3, did harm with some of the seeds.",
+        "adapt from one; fomaml's meta-training, at its rate of 1e-3, did harm with some of the "
+        "seeds.",
         (
             *(Row(each, ("--method", each), each) for each in ("maml", "fomaml", "anil")),
             Row("prototypes", ("--method", "prototypes"), "prototypes"),
