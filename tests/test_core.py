@@ -8,7 +8,7 @@ import pytest
 import toy
 
 import jcl
-from jcl import InputError
+from jcl import InputError, core
 
 STEP = jcl.strategy(name="mask", side="step")
 
@@ -380,3 +380,12 @@ def test_the_argument_bytes_are_the_counted_trees():
     assert compiled.memory_analysis().argument_size_in_bytes == counted
     # Donation: all of the state's bytes are written where they were read.
     assert compiled.memory_analysis().alias_size_in_bytes == counted - toy.BATCH * example
+
+
+def test_what_is_kept_is_equal_and_computed():
+    """A copy that the compiler sees through came out in other arrays on a GPU."""
+    params = {"a": jnp.array([jnp.inf, -1.0]), "b": {"c": jnp.arange(3), "d": jnp.array([True])}}
+    jax.tree.map(np.testing.assert_array_equal, jax.jit(core.kept)(params), params)
+    closed = jax.make_jaxpr(core.kept)(params)
+    assert not set(closed.jaxpr.outvars) & set(closed.jaxpr.invars)
+    assert str(closed).count("select_n") >= 3
