@@ -214,8 +214,8 @@ TABLES = {
         "five texts: that head, of an encoder trained on sentences for their meaning, leaves 10 "
         "and 3 points to gain, and 400 episodes of seven domains gained nothing beyond the "
         "intervals. Nor are they better than fine-tuning the pretrained encoder: MAML, which "
-        "begins there, is level with it from one text and below it from five, since it learned to "
-        "adapt from one; fomaml's meta-training, at its rate of 1e-3, did harm with some of the "
+        "begins there, is level with it from one text and its mean is below from five (it was "
+        "trained on one); fomaml's meta-training, at its rate of 1e-3, did harm with some of the "
         "seeds.",
         (
             *(Row(each, ("--method", each), each) for each in ("maml", "fomaml", "anil")),
@@ -237,7 +237,7 @@ TABLES = {
         "Learning on after meta-training", "meta/continual",
         "accuracy in percent over 20, 50 and 100 unseen characters, learned one drawing after "
         "another, when so many have been seen; means and 95 % intervals over seeds. OML and ANML "
-        "learn each drawing once and store none; they forget less than what was pre-trained "
+        "learn each drawing once and store none; they stay above what was pre-trained "
         "plainly or not at all. ANML is level with ER's memory of 500 drawings at 50 characters "
         "and falls behind it at 100; the class means of the pre-trained features, which nothing "
         "overwrites, are above all of them.",

@@ -43,9 +43,12 @@ LENGTHS = {"minilm": (12, 16, 20, 24), "byte": (48, 64, 80, 96)}  # besides the 
 PAIRS = {
     "predict, learn": ("jcl predict, learn", "PyTorch predict, learn"),
     "in one": ("jcl in one", "PyTorch in one"),
-    "predict, learn, jcl's shortened": ("jcl shortened", "PyTorch predict, learn"),
-    "predict, learn, both shortened": ("jcl shortened", "PyTorch shortened"),
-    "in one, both shortened": ("jcl shortened in one", "PyTorch shortened in one"),
+    "predict, learn, jcl's shortened": ("jcl predict, learn, short", "PyTorch predict, learn"),
+    "predict, learn, both shortened": (
+        "jcl predict, learn, short",
+        "PyTorch predict, learn, short",
+    ),
+    "in one, both shortened": ("jcl in one, short", "PyTorch in one, short"),
 }
 
 
@@ -99,11 +102,11 @@ def compare(torch, case, texts, labels, size, tiny):
 
     short = jcl.models.shortened(model, *((4, 8) if tiny else LENGTHS[case]))
     loops = {}
-    for name, each, shorten in (("", model, False), (" shortened", short, True)):
-        for kind, together in ((" predict, learn", False), (" in one", True)):
-            title = f"{name}{kind}".replace("shortened predict, learn", "shortened")
-            loops[f"jcl{title}"] = jcl_loop(each, params, batches[0], held_still, together=together)
-            loops[f"PyTorch{title}"] = torch_loop(
+    for ending, each in (("", model), (", short", short)):
+        for kind, together in (("predict, learn", False), ("in one", True)):
+            name, shorten = f"{kind}{ending}", each is short
+            loops[f"jcl {name}"] = jcl_loop(each, params, batches[0], held_still, together=together)
+            loops[f"PyTorch {name}"] = torch_loop(
                 torch, seeded(), together=together, shorten=shorten
             )
     load = [os.getloadavg()[0]]
@@ -138,12 +141,12 @@ def compare(torch, case, texts, labels, size, tiny):
     print(f"\n{case}: micro-batches of {size} x {length}, {len(texts)} texts; ", end="")
     print(f"load before and after {load[0]:.2f} {load[1]:.2f}")
     print(
-        f"  {'':24} {'examples/s':>10} {'median':>10} {'99th':>10} {'fastest':>10} {'accuracy':>9}"
+        f"  {'':29} {'examples/s':>10} {'median':>10} {'99th':>10} {'fastest':>10} {'accuracy':>9}"
     )
     for name, each in found.items():
         times = (1e3 * each[f"{kind}_seconds"] for kind in ("median", "p99", "fastest"))
         shown = " ".join(f"{value:7.1f} ms" for value in times)
-        print(f"  {name:24} {each['examples_per_second']:10.1f} {shown} {each['accuracy']:9.3f}")
+        print(f"  {name:29} {each['examples_per_second']:10.1f} {shown} {each['accuracy']:9.3f}")
     for name, (median, least) in ratios.items():
         print(f"  throughput of jcl / PyTorch, {name}: {median:.2f} (of the fastest {least:.2f})")
     return {"loops": found, "median_and_fastest_ratios": ratios, "load": load}

@@ -1,7 +1,6 @@
 """A model over no more positions than the texts at hand need."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +14,7 @@ def shortened(model: Model, *lengths: int) -> Model:
     """The model, on the shortest of these lengths that holds every text of the batch.
 
     Batches keep their one shape, and a step stays one program: it has a branch for each length, and
-    takes one when it runs. The time of a step then follows the longest text in it, not the longest
-    of all; the results are the same to rounding, and dropout's draws are others. Under vmap, as
+    takes one when it runs. A step then costs the less the shorter its longest text is; the results are the same to rounding, and dropout's draws are others. Under vmap, as
     where several seeds share a program, all branches are computed: leave it out there.
 
     Args:
@@ -46,16 +44,16 @@ def shortened(model: Model, *lengths: int) -> Model:
         def call(params, inputs, key=None, *, attention_mask=None, token_types=None):
             whole = inputs.shape[1]
             steps = [*sorted({each for each in lengths if each < whole}), whole]
+            given = {"attention_mask": attention_mask, "token_types": token_types}
+            given = {name: each for name, each in given.items() if each is not None}
             if attention_mask is None or len(steps) == 1:
-                given = {"attention_mask": attention_mask, "token_types": token_types}
-                return function(params, inputs, key, **_there(given))
+                return function(params, inputs, key, **given)
 
             def cut(length, params, inputs, key, given):
                 given = {name: each[:, :length] for name, each in given.items()}
                 return function(params, inputs[:, :length], key, **given)
 
             branches = [functools.partial(cut, length) for length in steps]
-            given = _there({"attention_mask": attention_mask, "token_types": token_types})
             shapes = {jax.eval_shape(each, params, inputs, key, given).shape for each in branches}
             if len(shapes) > 1:
                 raise InputError(
@@ -71,7 +69,3 @@ def shortened(model: Model, *lengths: int) -> Model:
     return model._replace(
         apply=around(model.apply), features=model.features and around(model.features)
     )
-
-
-def _there(given: dict[str, Any]) -> dict[str, Any]:
-    return {name: each for name, each in given.items() if each is not None}
