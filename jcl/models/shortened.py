@@ -14,8 +14,9 @@ def shortened(model: Model, *lengths: int) -> Model:
     """The model, on the shortest of these lengths that holds every text of the batch.
 
     Batches keep their one shape, and a step stays one program: it has a branch for each length, and
-    takes one when it runs. A step then costs the less the shorter its longest text is; the results are the same to rounding, and dropout's draws are others. Under vmap, as
-    where several seeds share a program, all branches are computed: leave it out there.
+    takes one when it runs. A step then costs the less the shorter its longest text is; the results
+    are the same to rounding, and dropout's draws are others. Under vmap, as where several seeds
+    share a program, all branches are computed: leave it out there.
 
     Args:
         model: one whose `apply` takes an attention_mask and gives one row for each text, such as
