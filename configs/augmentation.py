@@ -7,13 +7,15 @@ words in MiniLM's own token table, unless a lexicon is given. What each augmenta
 docs/augmentation.md, by `make augmentation`. None of the settings was tuned.
 
 Needs JCL_DATA (see configs/clinc150.py and configs/banking77.py); masked_lm a checkpoint with a
-masked-LM head and MiniLM's tokenizer; back_translation two translation checkpoints.
+masked-LM head and MiniLM's tokenizer, such as configs/masked_lm.py makes; back_translation two
+translation checkpoints or, of any other translator, a JSON file {text: its back-translation}.
 
 Command:  jcl run configs/augmentation.py --method swap --seeds 3
 """
 
 import functools
 import hashlib
+import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,6 +51,7 @@ class Config:
     checkpoint: str | None = None  # a folder, for masked_lm
     there: str | None = None  # folders, for back_translation
     back: str | None = None
+    translations: str | None = None  # a file, in their place
     seed: int = 0
 
 
@@ -69,7 +72,7 @@ def build(config: Config) -> jcl.Experiment:
         "token_cutoff": lambda: augmentation.token_cutoff(**share),
         "masked_lm": lambda: augmentation.masked_lm(filler(config.checkpoint), **share),
         "back_translation": lambda: augmentation.back_translation(
-            translator(config.there, config.back), **chance
+            translator(config.there, config.back, config.translations), **chance
         ),
     }
     used = [parts[config.method]()] if config.method in parts else []
@@ -105,10 +108,7 @@ def few(stream, augmentations, config):
     changed = jcl.data.augmented(stream, augmentations, seed=config.seed)
 
     def some(sources, number, seed, plain):
-        targets = np.concatenate([jcl.data.held(source)["targets"] for source in plain])
-        order = np.random.default_rng(seed).permutation(len(targets))
-        own = [order[targets[order] == label][:number] for label in range(stream.classes)]
-        return jcl.data.Chosen(jcl.data.Concatenated(sources), np.concatenate(own))
+        return jcl.data.Chosen(jcl.data.Concatenated(sources), drawn(plain, number, seed))
 
     trains, tests = zip(*[(task.train, task.test) for task in stream.tasks], strict=True)
     train = some([task.train for task in changed.tasks], config.shots, config.seed, trains)
@@ -116,6 +116,14 @@ def few(stream, augmentations, config):
     content = " ".join(task.hash for task in changed.tasks)
     task = jcl.data.Task("few", train, test, hashlib.sha256(content.encode()).hexdigest())
     return replace(stream, tasks=(task,), stages=())
+
+
+def drawn(sources, number, seed):
+    """The places, among all examples of the sources, of so many of each class."""
+    targets = np.concatenate([jcl.data.held(source)["targets"] for source in sources])
+    order = np.random.default_rng(seed).permutation(len(targets))
+    own = [order[targets[order] == label][:number] for label in range(targets.max() + 1)]
+    return np.concatenate(own)
 
 
 def folder() -> Path:
@@ -161,7 +169,25 @@ def filler(checkpoint):
 
 
 @functools.cache
-def translator(there, back):
+def translator(there, back, translations):
+    if translations is not None:
+        return translated(Path(translations))
     if there is None or back is None:
-        raise jcl.InputError("back_translation: give --there and --back, translation checkpoints.")
+        raise jcl.InputError(
+            "back_translation: give --there and --back, translation checkpoints, or --translations."
+        )
     return jcl.models.translator(there, back)
+
+
+def translated(path):
+    """What a file has for a text, by its content's name."""
+    content = path.read_bytes()
+    found = json.loads(content)
+
+    def translate(text):
+        if text not in found:
+            raise jcl.InputError(f"{path} has no translation of {text!r}: add one.")
+        return found[text]
+
+    translate.name = hashlib.sha256(content).hexdigest()
+    return translate

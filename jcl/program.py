@@ -3,7 +3,6 @@
 import collections
 import functools
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -72,7 +71,6 @@ class Program:
         plain, functions = self._of_settings(self._learner), self._of_settings(self._functions)
         if len(experiments) > 1:
             by = sharing if sharing in ("vmap", "map") else first.seeds_by or _quickest()
-            by = "map" if _mixes_replicas() else by
             plain, functions = over_seeds(plain), over_seeds(functions, by=by)
         with memory.shapes_alone():
             # Behind a function of its own: `initial`, which needs the files, is traced anew.
@@ -393,13 +391,6 @@ def first_state(experiment: Experiment, functions: Learner, batch: Any) -> Learn
     """The state of one seed before its first step."""
     key_params, key_run = jax.random.split(jax.random.key(experiment.seed))
     return functions.init(key_run, experiment.model.init(key_params), batch)
-
-
-def _mixes_replicas() -> bool:
-    """Whether the program would write into another replica's memory: on an H100 (jax 0.11.2) XLA's
-    deterministic scatter under vmap did, for the items that are to be dropped."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    return jax.default_backend() == "gpu" and "--xla_gpu_deterministic_ops=true" in flags
 
 
 def _quickest() -> Literal["vmap", "map"]:

@@ -19,7 +19,7 @@ import pytest
 from everything import ALL
 
 import jcl
-from jcl import InputError, checkpoint, folder, grid, program
+from jcl import InputError, checkpoint, folder, grid
 from jcl.__main__ import load_config, main
 from jcl.answer import learned_params, reopen
 from jcl.program import Program
@@ -394,16 +394,3 @@ def test_a_run_of_before_there_were_grids_goes_on(finished):
         folder._compare(finished, before, now)
     with pytest.raises(InputError, match="grid.rate was 'absent'"):
         folder._compare(finished, before, description)
-
-
-@pytest.mark.parametrize(
-    ("backend", "flags", "expected"),
-    [("gpu", "--xla_gpu_deterministic_ops=true", True), ("gpu", "", False),
-     ("cpu", "--xla_gpu_deterministic_ops=true", False)],
-)  # fmt: skip
-def test_deterministic_replicas_of_a_gpu_are_not_mapped_together(
-    backend, flags, expected, monkeypatch
-):
-    monkeypatch.setenv("XLA_FLAGS", flags)
-    monkeypatch.setattr(program.jax, "default_backend", lambda: backend)
-    assert program._mixes_replicas() is expected

@@ -19,6 +19,7 @@ from jcl.memory.policy import (
     draw_weighted,
     empty,
     key_or_own,
+    with_one,
     write,
 )
 
@@ -137,9 +138,9 @@ def herding(capacity: int, classes: int, features: Callable[[Any, jax.Array], ja
 
         slot = jnp.arange(capacity)
         position, rank = slot // share, slot % share
-        by_place = jnp.zeros(classes, jnp.int32)
+        by_place = jnp.zeros(classes + 1, jnp.int32)  # the last of those that are not met
         by_place = by_place.at[jnp.where(place < 0, classes, place)].set(
-            jnp.arange(classes, dtype=jnp.int32), mode="drop"
+            jnp.arange(classes, dtype=jnp.int32)
         )
         label = by_place[jnp.minimum(position, classes - 1)]
         fresh = exemplars[jnp.minimum(rank, len(exemplars) - 1), label]
@@ -268,8 +269,9 @@ def _by_class(name: str, capacity: int, classes: int, decide: Callable[..., Any]
             slot = jnp.where(taken, slot, capacity)
             left = jnp.where(taken & ~free, labels[slot], classes)
             come = jnp.where(taken, label, classes)
-            counts = memory.stored.at[left].add(-1, mode="drop").at[come].add(1, mode="drop")
-            labels = labels.at[slot].set(label, mode="drop")
+            each = jnp.arange(classes)
+            counts = memory.stored - (each == left) + (each == come)
+            labels = with_one(labels, slot, label)
             return (labels, memory._replace(stored=counts, full=full)), slot
 
         labels = memory.items["targets"].astype(jnp.int32)

@@ -87,8 +87,7 @@ def by_class(memory: Any, keep: jax.Array) -> Any:
     capacity, classes = len(keep), len(memory.stored)
     keep = keep & (jnp.arange(capacity) < memory.stored.sum())
     labels = memory.items["targets"].astype(jnp.int32)
-    stored = jnp.zeros_like(memory.stored)
-    stored = stored.at[jnp.where(keep, labels, classes)].add(1, mode="drop")
+    stored = jnp.zeros_like(memory.stored).at[jnp.clip(labels, 0, classes - 1)].add(keep)
     share = (memory.stored - stored) / jnp.maximum(memory.stored, 1)
     lost = jnp.round(memory.offered * share).astype(memory.offered.dtype)
     emptied = (memory.stored > 0) & (stored == 0)
@@ -118,8 +117,8 @@ def herded(memory: Any, keep: jax.Array) -> Any:
     before = jnp.full(capacity, capacity).at[position].min(upto - keep)  # kept in the places before
     rank = upto - 1 - before[position]
     target = jnp.where(keep, moved[position] * share + rank, capacity)
-    source = jnp.zeros(capacity, jnp.int32).at[target].set(jnp.arange(capacity), mode="drop")
-    filled = jnp.zeros(capacity, bool).at[target].set(True, mode="drop")
+    source = jnp.zeros(capacity + 1, jnp.int32).at[target].set(jnp.arange(capacity))[:capacity]
+    filled = jnp.zeros(capacity + 1, bool).at[target].set(True)[:capacity]
     own = jnp.maximum(memory.place, 0)
     stays = (memory.place >= 0) & there[own]
     number = keep.sum()

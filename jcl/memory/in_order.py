@@ -17,6 +17,7 @@ from jcl.memory.policy import (
     empty,
     first,
     key_or_own,
+    with_one,
     write,
 )
 
@@ -102,10 +103,7 @@ def ring(capacity: int) -> Policy:
         place, number = counted(batch)
         stays = (place >= 0) & (place >= number - capacity)
         slot = jnp.where(stays, (memory.seen + place) % capacity, capacity)
-        items = jax.tree.map(
-            lambda old, new: old.at[slot].set(new, mode="drop"), memory.items, batch
-        )
-        return Ring(items, memory.seen + number)
+        return Ring(write(memory.items, batch, slot), memory.seen + number)
 
     return Policy(init, insert, draw_first(capacity), first(capacity), forget=forgetting.ring)
 
@@ -175,8 +173,9 @@ def priority(
         best = jnp.argsort(-sign * scores)[:pairs]
         slot = jnp.where(sign * scores[best] > rank[worst], worst, capacity)
         chosen = jax.tree.map(lambda leaf: leaf[best], batch)
-        kept = memory.scores.at[slot].set(scores[best], mode="drop")
-        return Prioritized(write(memory.items, chosen, slot), memory.seen + number, kept)
+        stored = {"items": memory.items, "scores": memory.scores}
+        stored = write(stored, {"items": chosen, "scores": scores[best]}, slot)
+        return Prioritized(stored["items"], memory.seen + number, stored["scores"])
 
     def insert_at_random(memory, batch, key, scores):
         place, _ = counted(batch)
@@ -188,7 +187,7 @@ def priority(
             enters = sign * score > sign * kept.mean()
             slot = jnp.where(seen < capacity, seen, jnp.where(enters, victim, capacity))
             slot = jnp.where(place < 0, capacity, slot)
-            return (kept.at[slot].set(score, mode="drop"), seen + (place >= 0)), slot
+            return (with_one(kept, slot, score), seen + (place >= 0)), slot
 
         carry = (memory.scores, memory.seen)
         (kept, seen), slot = jax.lax.scan(offer, carry, (scores, victims, place))

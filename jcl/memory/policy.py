@@ -119,11 +119,26 @@ def empty(capacity: int, batch: Items) -> Items:
 def write(items: Items, batch: Items, slot: jax.Array) -> Items:
     """The items with each of the batch in its slot; slots beyond the last are dropped, and of two
     in one slot the later wins."""
-    capacity = rows(items)
     same = slot[:, None] == slot[None, :]
     overwritten = jnp.any(jnp.triu(same, k=1), axis=1)
-    slot = jnp.where(overwritten, capacity, slot)
-    return jax.tree.map(lambda kept, new: kept.at[slot].set(new, mode="drop"), items, batch)
+    enters = (slot < rows(items)) & ~overwritten
+    # What does not enter writes again what the first that does has written or, where none does,
+    # what the first slot holds: with several replicas in one program a GPU's deterministic scatter
+    # takes an index beyond the last for one of the next replica's memory.
+    some, source = enters.any(), jnp.where(enters, jnp.arange(len(slot)), jnp.argmax(enters))
+    slot = jnp.where(some, slot[source], 0)
+    return jax.tree.map(
+        lambda kept, new: kept.at[slot].set(
+            jnp.where(some, new[source], kept[0]), mode="promise_in_bounds"
+        ),
+        items,
+        batch,
+    )
+
+
+def with_one(values: jax.Array, slot: jax.Array, value: jax.Array) -> jax.Array:
+    """The values [capacity] with this one in its slot; in one beyond the last it is dropped."""
+    return jnp.where(jnp.arange(len(values)) == slot, value, values)
 
 
 def first(capacity: int) -> Callable[[Any], jax.Array]:

@@ -8,6 +8,7 @@ from jcl import checks
 from jcl import memory as memories
 from jcl.core import Strategy, split
 from jcl.errors import InputError
+from jcl.memory.policy import with_one
 from jcl.strategies.replay import replay
 
 
@@ -124,7 +125,7 @@ def least_similar(capacity: int) -> memories.Policy:
             wins = (score < 1) & (chance * (kept[victim] + score) < kept[victim])
             slot = jnp.where(seen < capacity, seen, jnp.where(wins, victim, capacity))
             slot = jnp.where(place < 0, capacity, slot)
-            return (kept.at[slot].set(score, mode="drop"), seen + (place >= 0)), slot
+            return (with_one(kept, slot, score), seen + (place >= 0)), slot
 
         carry = (memory.scores, memory.seen)
         (kept, seen), slot = jax.lax.scan(offer, carry, (scores, chances, places))

@@ -56,7 +56,7 @@ def seen_classes(classes: int) -> Strategy:
 def with_targets(seen: jax.Array, batch: Batch) -> jax.Array:
     """The flags [classes], set for every class that a counted target of the batch names."""
     targets = batch["targets"]
-    targets = jnp.where(targets < 0, len(seen), targets)  # as an index, -1 is the last class
+    counts = (targets >= 0) & (targets < len(seen))
     if "mask" in batch:
-        targets = jnp.where(batch["mask"] > 0, targets, len(seen))
-    return seen.at[targets].set(True, mode="drop")
+        counts &= batch["mask"] > 0
+    return seen.at[jnp.where(counts, targets, 0)].max(counts)
