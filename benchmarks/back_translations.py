@@ -10,6 +10,7 @@ JCL_DATA.
 import argparse
 import json
 import subprocess
+import sys
 
 import augmentation as table
 import reproduce
@@ -40,7 +41,7 @@ def main():
     parser.add_argument("names", nargs="*", metavar="TEXTS")
     parser.add_argument("--pair", default="eng-cat")
     parser.add_argument("--back", default="cat-eng")
-    options = parser.parse_args()
+    options = parser.parse_args(sys.argv[1:])
     config = load_config(reproduce.ROOT / "configs" / "augmentation.py")
     for name in options.names or table.TEXTS:
         settings = config.Config(texts=name)

@@ -33,13 +33,7 @@ class Config:
 
 
 def build(config: Config) -> jcl.Experiment:
-    if not os.environ.get("JCL_DATA"):
-        raise jcl.InputError("Set JCL_DATA to the folder that holds clinc150 and minilm_l6.")
-    folder = Path(os.environ["JCL_DATA"]) / "minilm_l6"
-    texts = jcl.data.clinc150(tokenizer=jcl.models.tokenizer(folder))
-    encoder, params = jcl.models.from_pretrained(
-        folder, key=jax.random.key(0), head="classes", classes=texts.classes, pooling="mean"
-    )
+    texts, encoder, params = pretrained()
     encode = jax.jit(
         lambda batch: encoder.features(
             params, batch["inputs"], attention_mask=batch["attention_mask"]
@@ -65,3 +59,12 @@ def build(config: Config) -> jcl.Experiment:
         evaluation_batch_size=150,
         log_every=100,
     )
+
+
+def pretrained():
+    if not os.environ.get("JCL_DATA"):
+        raise jcl.InputError("Set JCL_DATA to the folder that holds clinc150 and minilm_l6.")
+    folder, key = Path(os.environ["JCL_DATA"]) / "minilm_l6", jax.random.key(0)
+    texts = jcl.data.clinc150(tokenizer=jcl.models.tokenizer(folder))
+    shape = {"head": "classes", "classes": texts.classes, "pooling": "mean"}
+    return texts, *jcl.models.from_pretrained(folder, key=key, **shape)

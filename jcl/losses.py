@@ -195,7 +195,9 @@ def bits_per_byte(model: Any, bytes_per_token: np.ndarray, *, chunk: int | None 
 
 
 def accuracy(apply: Apply) -> Measure:
-    """The share of examples whose likeliest class is the target.
+    """The share of examples whose likeliest class is the target, or of tokens where each has one.
+
+    The mask is [batch] or, of tokens, [batch, length].
 
     Args:
         apply: as in `classify`.
@@ -226,9 +228,9 @@ def cross_entropy(
 
 
 def mask_labels(
-    logits: Float[Array, "batch classes"],
-    label_mask: Bool[Array, "batch classes"] | Float[Array, "batch classes"] | None,
-) -> Float[Array, "batch classes"]:
+    logits: Float[Array, "*rows classes"],
+    label_mask: Bool[Array, "*rows classes"] | Float[Array, "*rows classes"] | None,
+) -> Float[Array, "*rows classes"]:
     """The logits, very negative where the mask is 0."""
     return logits if label_mask is None else jnp.where(label_mask > 0, logits, HIDDEN)
 

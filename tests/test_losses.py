@@ -53,6 +53,8 @@ def test_masked_lm_counts_the_masked_positions_and_asks_for_them():
     loss, aux = masked_lm(apply)(0.0, masked, None)
     np.testing.assert_allclose(loss, (EACH[0, 1] + EACH[1].sum()) / 3, rtol=1e-6)
     np.testing.assert_allclose(aux["losses"], [EACH[0, 1], EACH[1].mean()], rtol=1e-6)
+    right, counted = accuracy(apply).function(0.0, masked)
+    assert (right, counted) == (2, 3)
     with pytest.raises(InputError, match="masked_lm: the batch has no mask"):
         masked_lm(apply)(0.0, BATCH, None)
     unlabelled = {"inputs": BATCH["inputs"]}

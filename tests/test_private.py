@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from everything import ALL, costly
 import jcl
 from jcl import InputError, privacy, report
 from jcl.__main__ import load_config, main
+from jcl.experiment import check
 from jcl.privacy import Stage, epsilon
 
 
@@ -325,3 +327,18 @@ def test_a_run_reports_its_epsilon(tmp_path, capsys):
     assert told in (run / "report.md").read_text()
     assert main(["report", str(run)]) == 0
     assert "Poisson sampling is assumed" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_config_trains_a_head_with_noise_or_without(monkeypatch):
+    pytest.importorskip("home_assistant_intents", reason='needs pip install "jcl[demo]"')
+    module = load_config(Path(__file__).parent.parent / "configs" / "private.py")
+    texts = jcl.data.intents(tokenizer=jcl.data.HashedWords(300))
+    shape = {"head": "classes", "classes": texts.classes, "pooling": "mean", "dropout": 0.0}
+    model = jcl.models.bert(jcl.models.BertConfig(300, texts.length, 8, 1, 2, 8, **shape))
+    params = jax.jit(model.init)(jax.random.key(0))
+    monkeypatch.setattr(module, "pretrained", lambda: (texts, model, params))
+    for noise, stages in ((0.0, 0), (1.0, 1)):
+        one = module.build(module.Config(noise=noise, batch_size=16, epochs=1.0))
+        check(one)
+        accounts = privacy.accounted(one)
+        assert len(accounts["stages"] if accounts else ()) == stages
