@@ -197,8 +197,7 @@ TABLES = {
     "omniglot": Table(
         "Omniglot small", "meta/omniglot",
         f"{CHARACTERS} 242 of Omniglot's 1,623 characters, 60 of them for the test, so that no "
-        "figure here may stand beside one of the whole set. The whole grid in one go took 80 "
-        "minutes on two cores (commit 045cd95; aim 90), beside other work at a lower priority.",
+        "figure here may stand beside one of the whole set.",
         (
             *drawings("omniglot", ((5, "dense", FIVE), (5, "convolutional", FIVE))),
             *drawings("omniglot", ((20, "convolutional", STRONG),)),
@@ -387,7 +386,9 @@ def write_page():
         "# Meta-learning",
         "",
         "Fast adaptation to new tasks of few examples. Wall time is that of all seeds of a row "
-        "together; where a GPU is named, a dozen runs shared it (Python 3.12.3, jax 0.11.2).",
+        "together; in the rows of commits 22c02700 and f7ea6d7e it was taken beside other work and "
+        "with pauses, and is no measure; where a GPU is named, a dozen runs shared it (Python "
+        "3.12.3, jax 0.11.2), and the dense Reptile ran on one core beside it, of an Intel Xeon.",
         "",
         "Written by `make meta`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "
