@@ -9,8 +9,8 @@ JCL_DATA.
 
 import argparse
 import json
+import shutil
 import subprocess
-import sys
 
 import augmentation as table
 import reproduce
@@ -20,6 +20,8 @@ from jcl.__main__ import load_config
 
 def translated(pair, lines):
     """Each line in the pair's other language, a word that it does not know as it is."""
+    if shutil.which("apertium") is None:
+        raise SystemExit("There is no apertium: apt install apertium apertium-eng-cat.")
     found = []
     # In parts, and every line a sentence, since Apertium's rules look as far as to the full stop.
     for begin in range(0, len(lines), 100):
@@ -36,12 +38,14 @@ def translated(pair, lines):
     return found
 
 
-def main():
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="TEXTS")
     parser.add_argument("--pair", default="eng-cat")
     parser.add_argument("--back", default="cat-eng")
-    options = parser.parse_args(sys.argv[1:])
+    options = parser.parse_args(arguments)
+    if unknown := sorted({*options.names} - {*table.TEXTS}):
+        parser.error(f"{unknown[0]!r} is no texts: name some of {', '.join(table.TEXTS)}.")
     config = load_config(reproduce.ROOT / "configs" / "augmentation.py")
     for name in options.names or table.TEXTS:
         settings = config.Config(texts=name)

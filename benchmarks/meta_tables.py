@@ -187,11 +187,11 @@ TABLES = {
         f"`{SCRATCH}` is maml's model before its training. A mean over sines hangs on any one that "
         "the inner steps throw off, which ten steps on five points now and then do. One seed alone "
         "on two idle cores (jax 0.10.2, 2026-11-27; aim 60 s), from the command to its end: maml "
-        "78 s, fomaml 55, anil 37, meta_sgd 88, reptile 102, joint 37; ten of them are the start "
-        "and compiling. Of maml's 0.9 ms a step 0.6 are the compiled step; the rest came with the "
-        "one heap that all threads of `jcl run` share (jcl/allocator.py): with three of them 0.6 "
-        "were left. Of reptile's 1.0 ms of compiled step the products of 25 weight gradients "
-        "take about half: 40 x 10 by 10 x 40 in 0.09 ms, 9 GFLOP/s, five times a step.",
+        "78 s, fomaml 55, anil 37, meta_sgd 88, reptile 102, joint 37; nine of them are the "
+        "start and compiling. Maml's compiled step took 0.6 ms by itself, and 0.8 where all "
+        "threads share one heap, as in `jcl run` (jcl/allocator.py). Of reptile's 1.0 ms by itself "
+        "the products of 25 weight gradients take about half: 40 x 10 by 10 x 40 in 0.09 ms, 9 "
+        "GFLOP/s, five times a step.",
         sinusoids(), 3, (*STATED, "wall time", "commit"), by_task,
     ),
     "omniglot": Table(

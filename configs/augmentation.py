@@ -15,7 +15,6 @@ Command:  jcl run configs/augmentation.py --method swap --seeds 3
 
 import functools
 import hashlib
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import optax
 
 import jcl
+from jcl import strict
 from jcl.data import augmentation
 
 
@@ -181,13 +181,16 @@ def translator(there, back, translations):
 
 def translated(path):
     """What a file has for a text, by its content's name."""
-    content = path.read_bytes()
-    found = json.loads(content)
+    try:
+        found = strict.read_json(path)
+        strict.fits(found, {str: str})
+    except (OSError, ValueError) as error:
+        raise jcl.InputError(f"--translations {path}: {error}") from None
 
     def translate(text):
         if text not in found:
             raise jcl.InputError(f"{path} has no translation of {text!r}: add one.")
         return found[text]
 
-    translate.name = hashlib.sha256(content).hexdigest()
+    translate.name = hashlib.sha256(path.read_bytes()).hexdigest()
     return translate
