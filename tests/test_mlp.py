@@ -8,6 +8,7 @@ import pytest
 import jcl
 from jcl import InputError
 from jcl.models import MLPConfig
+from jcl.models.layers import over_rows
 
 
 def test_the_mlp_is_its_formula():
@@ -34,6 +35,33 @@ def test_batch_normalization_takes_the_place_of_the_biases():
         x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-3) * norm["scale"] + norm["bias"]
         x = np.maximum(x, 0)
     np.testing.assert_allclose(model.features(params, jnp.asarray(inputs)), x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 19600, 8), (2, 4900, 8), (7, 3), (1, 2), (2, 13, 4)])
+def test_the_gradient_of_batch_normalization_is_that_in_float64(shape):
+    draw = np.random.default_rng(0)
+    # Most of a drawing is blank: the mean is far from 0.
+    x = np.maximum(draw.normal(0.5, 0.3, shape), 0)
+    weight, scale, bias = draw.normal(size=shape), np.ones(shape[-1]), np.zeros(shape[-1])
+
+    def gradients(precision):
+        def loss(x, scale, bias):
+            return jnp.vdot(jax.nn.relu(over_rows(x, scale, bias)), weight.astype(precision))
+
+        def plain(x, scale, bias):
+            deviation = jnp.sqrt(x.var(axis=-2, keepdims=True) + 1e-3)
+            normal = (x - x.mean(axis=-2, keepdims=True)) / deviation
+            return jnp.vdot(jax.nn.relu(normal * scale + bias), weight)
+
+        chosen = plain if precision is np.float64 else loss
+        arrays = [array.astype(precision) for array in (x, scale, bias)]
+        return jax.jit(jax.grad(chosen, argnums=(0, 1, 2)))(*arrays)
+
+    found = gradients(np.float32)
+    with jax.enable_x64(True):
+        expected = gradients(np.float64)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6 * np.abs(other).max())
 
 
 @pytest.mark.parametrize(
