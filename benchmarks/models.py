@@ -42,7 +42,7 @@ import optax
 from step import in_turn, machine, operations, print_times, print_title
 
 import jcl
-from jcl.allocator import keep_freed_memory, one_arena
+from jcl.allocator import few_arenas, keep_freed_memory
 from jcl.models import BertConfig, GPT2Config, Precision
 
 HERE = Path(__file__).parent
@@ -92,7 +92,7 @@ def main():
     # For the processes whose memory is measured.
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    one_arena()
+    few_arenas()
     cases = {
         name: (*shape[:3], tuple(arguments.types))
         for name, shape in (TINY if arguments.tiny else CASES).items()

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jcl import checks, grid, hosts, sharding, stopping
-from jcl.allocator import one_arena
+from jcl.allocator import few_arenas
 from jcl.errors import InputError, Stopped
 
 USAGE = """jcl: continual and online learning for language models
@@ -232,7 +232,7 @@ def _run(arguments: list[str]) -> None:
     _help(arguments, "run", RunOptions, RUN)
     if not arguments or arguments[0].startswith("-"):
         raise InputError("name a config file first: jcl run configs/quickstart.py --method naive")
-    one_arena()
+    few_arenas()
     path, module, parsed = _parsed("run", arguments, RunOptions)
     options = dataclasses.asdict(parsed.options)
     options["grid"] = grid.read(module.Config, parsed.options.grid)
@@ -255,7 +255,7 @@ def _run(arguments: list[str]) -> None:
 
 @stopping.at_once()
 def _online(arguments: list[str]) -> None:
-    one_arena()
+    few_arenas()
 
     from jcl.online import command
 
@@ -291,7 +291,7 @@ def _parsed(command: str, arguments: list[str], options: Any) -> tuple[Path, Mod
 
 @stopping.at_once()
 def _search(arguments: list[str]) -> None:
-    one_arena()
+    few_arenas()
 
     from jcl.search import command
 
@@ -315,7 +315,7 @@ def _plan(arguments: list[str]) -> None:
 
 @stopping.at_once()
 def _select(arguments: list[str]) -> None:
-    one_arena()
+    few_arenas()
 
     from jcl.select import command
 
