@@ -36,6 +36,8 @@ def test_a_candidate_dominates_where_it_is_worse_in_nothing():
         (candidate("larger", parameters=60), ["parameters, 50 to 60"]),
         (candidate("slower, as it happened", latency=0.0052), []),
         (candidate("slower", latency=0.006), ["latency, 5.00 ms to 6.00 ms"]),
+        (candidate("larger, as it was compiled", memory=1005), []),
+        (candidate("takes more", memory=1100), ["memory, 1.00 kB to 1.10 kB"]),
         (candidate("larger and better", parameters=60, measured=0.6), []),
         (candidate("worse and smaller", memory=900, measured=0.4), []),
     ]:

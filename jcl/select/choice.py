@@ -12,9 +12,9 @@ from typing import Any
 
 from jcl.errors import InputError
 
-# Two latencies of the same model differ by as much from one measurement to the next, where nothing
-# else runs.
-SAME_LATENCY = 1.05
+# What counts as equal: latencies of one model differ by as much from one measurement to the next,
+# where nothing else runs, and the memory of like programs by how the compiler lays it out.
+SAME = {"parameters": 1.0, "latency": 1.05, "memory": 1.01}
 
 # cost: {unit: its size}, the first that shows a number of at least 1
 UNITS = {
@@ -177,10 +177,9 @@ def dominates(one: Candidate, other: Candidate, *, higher_is_better: bool) -> li
         better.append(f"the measure, {_measured(one):.4g} to {_measured(other):.4g}")
     for name in COSTS:
         own, its = (each.cost(name) or 0.0 for each in (one, other))
-        margin = SAME_LATENCY if name == "latency" else 1.0
-        if own > its * margin:
+        if own > its * SAME[name]:
             return []
-        if own * margin < its:
+        if own * SAME[name] < its:
             better.append(f"{name}, {shown(name, own)} to {shown(name, its)}")
     return better
 
