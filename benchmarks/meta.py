@@ -100,6 +100,10 @@ def main(words=None):
     parser.add_argument("--no-growth", action="store_true")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args(words)
+    if arguments.repeats < 1:
+        parser.error(f"--repeats {arguments.repeats}: time every step at least once")
+    if arguments.out and not arguments.out.absolute().parent.is_dir():
+        parser.error(f"--out {arguments.out}: there is no folder {arguments.out.absolute().parent}")
     keep_freed_memory()
     try:
         import torch

@@ -136,18 +136,25 @@ def classify(apply: Apply, answer: Apply | None = None) -> LossFn:
             free = outputs(answer or apply, params, batch, key)
             return jnp.zeros(()), {"logits": mask_labels(free, batch.get("label_mask"))}
         free = outputs(apply, params, batch, key)
-        logits = mask_labels(free, batch.get("label_mask"))
-        targets = _counted_targets(batch)
-        own = jax.nn.one_hot(targets, free.shape[-1], dtype=bool)
-        counted = logits if "label_mask" not in batch else jnp.where(own, free, logits)
         # Half of it, since a matmul in bfloat16 does not meet it exactly.
-        hidden = jnp.any(own & (free < HIDDEN / 2), axis=-1)
-        losses = jnp.where(hidden, 0.0, cross_entropy(counted, targets))
-        mask = _mask(batch, losses)
-        loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
-        return loss, {"logits": logits, "losses": losses * mask}
+        return of_labels(free, batch, free < HIDDEN / 2)
 
     return loss_fn
+
+
+def of_labels(
+    free: Float[Array, "batch classes"], batch: dict[str, Any], hidden: Bool[Array, "batch classes"]
+) -> tuple[jax.Array, dict[str, Any]]:
+    """What `classify` makes of the logits of a batch with targets; the loss of an example whose
+    class is hidden is 0."""
+    logits = mask_labels(free, batch.get("label_mask"))
+    targets = _counted_targets(batch)
+    own = jax.nn.one_hot(targets, free.shape[-1], dtype=bool)
+    counted = logits if "label_mask" not in batch else jnp.where(own, free, logits)
+    losses = jnp.where(jnp.any(own & hidden, axis=-1), 0.0, cross_entropy(counted, targets))
+    mask = _mask(batch, losses)
+    loss = (losses * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+    return loss, {"logits": logits, "losses": losses * mask}
 
 
 def squared_error(apply: Apply) -> LossFn:
@@ -158,12 +165,21 @@ def squared_error(apply: Apply) -> LossFn:
 
     The batch holds inputs and targets [batch, outputs], and may hold a mask [batch] or
     [batch, outputs], 1 where a number counts. An example's loss is the mean over its own.
+
+    Raises:
+        InputError: at the call, the targets have another shape than the predictions.
     """
 
     def loss_fn(params, batch, key):
         predictions = outputs(apply, params, batch, key)
         if "targets" not in batch:
             return jnp.zeros(()), {"logits": predictions}
+        if jnp.shape(batch["targets"]) != predictions.shape:
+            raise InputError(
+                f"squared_error: predictions {list(predictions.shape)} and targets "
+                f"{list(jnp.shape(batch['targets']))} differ in shape: give the targets as "
+                "[batch, outputs]."
+            )
         errors = (predictions - batch["targets"]) ** 2
         mask = _mask(batch, errors)
         mask = jnp.broadcast_to(mask if mask.ndim == errors.ndim else mask[:, None], errors.shape)

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -144,6 +145,43 @@ def test_implicit_gradient_equals_one_by_hand():
     np.testing.assert_allclose(gradient(meta_loss, THETA, POINTS)["theta"], expected, rtol=1e-4)
 
 
+def test_implicit_gradient_of_a_model_with_backward_passes_of_its_own():
+    config = jcl.models.GPT2Config(16, positions=4, width=4, layers=1, heads=1, dropout=0.0)
+    model = jcl.models.gpt2(config)
+    loss_fn = jcl.losses.causal_lm(model.apply)
+    tokens = np.random.default_rng(0).integers(0, 16, (4, 2, 3, 4)).astype(np.int32)
+    names = ("inputs", "targets", "support_inputs", "support_targets")
+    params, unravel = jax.flatten_util.ravel_pytree(model.init(jax.random.key(0)))
+    batch = {name: jnp.asarray(each[:1]) for name, each in zip(names, tokens, strict=True)}
+    of = lambda flat, batch, key: loss_fn(unravel(flat), batch, key)
+    # The inner loop goes nowhere, so that the curvature is that of where it began.
+    inner = {"optimizer": optax.sgd(1e-9), "strength": 20.0, "iterations": 50}
+    found = gradient(jcl.implicit_maml(of, steps=1, **inner), params, batch)
+    support = {name: batch[f"support_{name}"][0] for name in ("inputs", "targets")}
+    queries = {name: batch[name][0] for name in ("inputs", "targets")}
+    curvature = jax.jit(jax.jacrev(jax.grad(lambda flat: of(flat, support, None)[0])))(params)
+    plain = jax.grad(lambda flat: of(flat, queries, None)[0])(params)
+    expected = np.linalg.solve(np.eye(len(params)) + np.asarray(curvature) / 20, plain)
+    np.testing.assert_allclose(found, expected, atol=1e-3 * np.abs(expected).max())
+    assert np.abs(found - plain).max() > 0.01 * np.abs(plain).max()
+
+
+def test_prototypes_of_large_features():
+    features = lambda params, inputs, key=None: inputs * params
+    batch = {
+        "support_inputs": np.float32([[[0, 0], [2, 0], [0, 4]]]),
+        "support_targets": np.int32([[0, 0, 1]]),
+        "inputs": np.float32([[[1, 1]]]),
+        "targets": np.int32([[1]]),
+    }
+    meta_loss = jcl.prototypes(features, ways=3)
+    value, aux = meta_loss(jnp.float32(1e5), batch, None)
+    np.testing.assert_allclose(value, 9e10, rtol=1e-5)
+    assert list(np.argsort(aux["logits"][0, 0])) == [2, 1, 0]
+    # A class without support has nothing to be learned from.
+    assert meta_loss(jnp.float32(1.0), {**batch, "targets": np.int32([[2]])}, None)[0] == 0
+
+
 def test_prototypes_by_hand():
     features = lambda params, inputs, key=None: inputs * params
     batch = {
@@ -178,6 +216,9 @@ def test_the_deviation_is_over_episodes():
     batch = {"inputs": inputs, "targets": np.zeros((3, 2), np.int32)}
     probe = jcl.meta.deviation(jcl.meta.accuracy(answer))
     np.testing.assert_allclose(probe(1.0, batch), np.std([1, 0.5, 0], ddof=1))
+    filled = {name: np.concatenate([leaf, leaf[:1]]) for name, leaf in batch.items()}
+    filled["mask"] = np.float32([[1, 1], [1, 1], [1, 1], [0, 0]])
+    np.testing.assert_allclose(probe(1.0, filled), np.std([1, 0.5, 0], ddof=1))
     with pytest.raises(jcl.InputError, match="at least 2 episodes"):
         probe(1.0, {name: leaf[:1] for name, leaf in batch.items()})
 
@@ -451,9 +492,42 @@ def test_bad_arguments_are_refused(make, says):
     assert says in str(caught.value)
 
 
+def test_one_example_by_itself_is_refused_where_it_would_be_normalized():
+    shape = jcl.models.MLPConfig(WIDTH, (4,), WAYS, normalization="batch")
+    model = jcl.models.mlp(shape)
+    loss_fn = jcl.losses.classify(model.apply)
+    meta_loss = jcl.maml(loss_fn, steps=1, optimizer=SGD, one_by_one=True)
+    with pytest.raises(jcl.InputError, match="one example by itself is 0 there"):
+        jax.eval_shape(
+            functools.partial(meta_loss, key=None), model.init(jax.random.key(0)), episodes()
+        )
+
+
+@pytest.mark.parametrize("steps", [2.5, -1, "2", np.float32(2)])
+def test_steps_are_whole(steps):
+    adapt = jcl.meta.adaptation(LOSS, SGD)
+    support = {"inputs": np.zeros((2, WIDTH), np.float32), "targets": np.int32([0, 1])}
+    with pytest.raises(jcl.InputError, match="steps"):
+        adapt(MODEL.init(jax.random.key(0)), support, None, steps)
+
+
+def test_what_is_masked_names_no_fresh_class():
+    params = MODEL.init(jax.random.key(0))
+    support = {"targets": np.int32([0, -1]), "mask": np.float32([1, 0])}
+    before = params["head"]["kernel"]
+    after = jcl.meta.fresh_classes()(params, support, jax.random.key(1))["head"]["kernel"]
+    assert [bool((before[:, c] != after[:, c]).any()) for c in range(WAYS)] == [True, False, False]
+
+
+def without_axis(name):
+    return {**episodes(), name: episodes()[name][0]}
+
+
 @pytest.mark.parametrize(
     ("options", "batch", "says"),
     [
+        ({}, without_axis("inputs"), "different numbers of them"),
+        ({}, {**episodes(), "mask": np.ones(EPISODES)}, r"mask \[8\]: give one number"),
         ({"where": "haed/*"}, episodes(), "head/kernel"),
         ({"rates": "rates"}, episodes(), "learned_rates"),
         ({}, {"inputs": np.zeros((2, 3, WIDTH))}, "support_inputs"),

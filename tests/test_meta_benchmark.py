@@ -52,3 +52,13 @@ def test_a_difference_stops_it(script, monkeypatch):
     monkeypatch.setattr(script, "meta_loss", lambda case: other)
     with pytest.raises(AssertionError, match="torch.func: .* differs"):
         script.differences(torch_meta, case)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [(["--repeats", "0"], "at least once"), (["--out", "nowhere/x.json"], "there is no folder")],
+)
+def test_what_cannot_end_is_not_begun(script, words, says, capsys):
+    with pytest.raises(SystemExit):
+        script.main(["--tiny", *words])
+    assert says in capsys.readouterr().err

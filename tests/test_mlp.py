@@ -75,6 +75,13 @@ def test_initial_kernels_are_uniform_within_their_limit(initializer, limit):
     assert (np.abs(layer["bias"]).max() > 0) == (initializer == "lecun")
 
 
+def test_one_pixel_is_not_normalized_by_itself():
+    shape = {"height": 8, "width": 7, "normalization": "instance"}
+    with pytest.raises(InputError, match="3 blocks make one pixel of 8 x 7"):
+        jcl.models.ConvolutionalConfig(**shape, blocks=3)
+    jcl.models.ConvolutionalConfig(**shape, blocks=2)
+
+
 def test_bad_shapes_are_refused():
     with pytest.raises(InputError, match="a whole number, at least 1"):
         MLPConfig(hidden=(5, 0))

@@ -46,7 +46,7 @@ class Config:
     tasks: int | None = None  # a meta-step; by default those of TASKS
     meta_steps: int = 2000
     rate: float | None = None  # of the outer Adam, by default 0.001; Reptile's falls from 1
-    inner_rate: float = 0.4  # of Reptile's SGD
+    inner_rate: float | None = None  # of Reptile's SGD, by default 0.4
     episodes: int = 1000  # to measure on
     seed: int = 0
 
@@ -54,6 +54,8 @@ class Config:
 def build(config: Config) -> jcl.Experiment:
     if config.seed == TEST_SEED:
         raise jcl.InputError(f"--seed {TEST_SEED} draws the test's episodes: take another.")
+    if config.method != "reptile" and config.inner_rate is not None:
+        raise jcl.InputError(f"--inner_rate: {config.method} has its own, leave it out.")
     if config.backbone == "dense":
         shape = jcl.models.MLPConfig(
             784, (256, 128, 64, 64), config.ways, scale=1 / 255, normalization="batch"
@@ -68,7 +70,8 @@ def build(config: Config) -> jcl.Experiment:
     if config.method == "prototypes":
         meta_loss = measured = jcl.prototypes(model.features, config.ways, over=over)
     elif config.method == "reptile":
-        inner = {"optimizer": optax.sgd(config.inner_rate), "over": over}
+        inner_rate = 0.4 if config.inner_rate is None else config.inner_rate
+        inner = {"optimizer": optax.sgd(inner_rate), "over": over}
         meta_loss = jcl.reptile(loss_fn, steps=5, **inner)
         measured = jcl.maml(loss_fn, steps=50, **inner)
         first = 1.0 if config.rate is None else config.rate

@@ -1,6 +1,5 @@
 """The inner loop: from the params that all tasks share to those of one task."""
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,7 +44,8 @@ def adaptation(
 
     Raises:
         InputError: an argument that makes no sense; at the call, a pattern that matches nothing, no
-            rates, or a padded support for a model that normalizes over the batch.
+            rates, steps that are no whole number, or, for a model that normalizes over the batch,
+            a support that is padded or learned from one by one.
     """
     check_inner_loop(
         "adaptation",
@@ -60,6 +60,11 @@ def adaptation(
     patterns = paths.as_patterns(where)
 
     def adapt(params: Any, support: Any, key: jax.Array | None, steps: Any) -> Any:
+        if isinstance(steps, jax.Array):
+            if not jnp.issubdtype(steps.dtype, jnp.integer):
+                raise InputError(f"adaptation: steps of type {steps.dtype}, give whole numbers.")
+        else:
+            steps = checks.whole("adaptation", "steps", steps, least=0)
         scale = None
         if rates is not None:
             if rates not in params:
@@ -88,7 +93,7 @@ def adaptation(
             def loss(chosen):
                 return loss_fn(core.merge(params, chosen), batch, own)[0]
 
-            with contextlib.nullcontext() if one_by_one else without_batch_statistics(support):
+            with without_batch_statistics(support, one_by_one):
                 gradient = jax.grad(loss)(chosen)
             if first_order:
                 gradient = jax.lax.stop_gradient(gradient)

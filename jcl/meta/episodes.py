@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jcl import sharding
 from jcl.errors import InputError
-from jcl.models.layers import normalizes_over_batch
+from jcl.models.layers import BatchNorm, normalizes_over_batch
 
 SUPPORT = "support_"
 
@@ -40,19 +40,28 @@ def divided(episodes: Episodes) -> tuple[dict[str, Any], dict[str, Any]]:
     return support, queries
 
 
-def without_batch_statistics(support: Episodes) -> contextlib.AbstractContextManager[None]:
-    """While it lasts, a module that normalizes over the batch is refused if the support is padded:
-    its means would be those of the padding as well.
+def without_batch_statistics(
+    support: Episodes, one_by_one: bool = False
+) -> contextlib.AbstractContextManager[None]:
+    """While it lasts, a module that normalizes over the batch is refused where that is wrong: if
+    the support is padded, whose means would be those of the padding as well, or learned from one
+    by one, if a single example is a single row, whose normal is 0 whatever it is.
 
     Raises:
         InputError: there is such a module.
     """
-    if "mask" not in support:
+    if "mask" not in support and not one_by_one:
         return contextlib.nullcontext()
 
     def intercept(following, arguments, options, context):
-        if normalizes_over_batch(context.module):
-            path = "/".join(context.module.path)
+        path = "/".join(context.module.path)
+        if one_by_one:
+            if isinstance(context.module, BatchNorm | nn.BatchNorm):
+                raise InputError(
+                    f"one_by_one: the model normalizes over the batch at {path!r}, and one example "
+                    "by itself is 0 there: take a model without it."
+                )
+        elif normalizes_over_batch(context.module):
             raise InputError(
                 f"The support has a mask, and the model normalizes over the batch at {path!r}: the "
                 "padding would count there. Give the episodes their shots alone (no padded_shots), "
@@ -61,6 +70,28 @@ def without_batch_statistics(support: Episodes) -> contextlib.AbstractContextMan
         return following(*arguments, **options)
 
     return nn.intercept_methods(intercept)
+
+
+def check_episodes(episodes: Episodes) -> None:
+    """Passes a batch whose arrays all begin with the axis of episodes.
+
+    Raises:
+        InputError: they do not, or a mask is of episodes and not of their queries or examples.
+    """
+    shapes = {name: list(jax.numpy.shape(leaf)) for name, leaf in episodes.items()}
+    if len({tuple(shape[:1]) for shape in shapes.values()}) != 1 or [] in shapes.values():
+        shown = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise InputError(
+            f"a batch of episodes has arrays of different numbers of them ({shown}): all begin "
+            "with the axis of episodes, inputs as [episodes, queries, ...]; one episode is a batch "
+            "of 1."
+        )
+    for name in ("mask", f"{SUPPORT}mask"):
+        if len(shapes.get(name, [0, 0])) < 2:
+            raise InputError(
+                f"{name} {shapes[name]}: give one number for every query or example of an episode, "
+                "[episodes, queries]."
+            )
 
 
 def over_episodes(
@@ -75,7 +106,11 @@ def over_episodes(
     matmuls of patches in `jcl.models.convolutional`) whose gradient is taken under vmap is many
     times slower on a CPU. Where a `jcl.sharding.Placement` splits the batch over devices, each maps
     over its own.
+
+    Raises:
+        InputError: the arrays are not of one number of episodes, or a mask has no queries.
     """
+    check_episodes(episodes)
     number, keys = jax.tree.leaves(episodes)[0].shape[0], None
     if key is not None:
         keys = jax.random.split(key, number)

@@ -40,7 +40,10 @@ def fresh_classes(head: str = "head") -> Callable[..., Any]:
                 f"{', '.join(params)}: name the head's entry."
             )
         kernel, bias = own["kernel"], own["bias"]
-        named = jnp.zeros(bias.shape, bool).at[support["targets"]].set(True)
+        targets = support["targets"]
+        if "mask" in support:
+            targets = jnp.where(support["mask"] > 0, targets, bias.shape[0])  # dropped
+        named = jnp.zeros(bias.shape, bool).at[targets].set(True, mode="drop")
         drawn = jax.random.normal(jax.random.key(0) if key is None else key, kernel.shape)
         fresh = {
             "kernel": jnp.where(named, drawn / kernel.shape[0] ** 0.5, kernel),

@@ -70,10 +70,12 @@ def implicit_maml(
 
     def backward(kept, cotangent):
         phi, support, key = kept
-        gradient = jax.grad(lambda phi: loss_fn(phi, support, key)[0])
+        # In reverse over reverse: some models have backward passes of their own, and those cannot
+        # be differentiated forward.
+        _, curvature = jax.vjp(jax.grad(lambda phi: loss_fn(phi, support, key)[0]), phi)
 
         def product(vector):
-            curved = jax.jvp(gradient, (phi,), (vector,))[1]
+            (curved,) = curvature(vector)
             return jax.tree.map(lambda one, other: one + other / strength, vector, curved)
 
         solved, _ = jax.scipy.sparse.linalg.cg(product, cotangent, maxiter=iterations)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jcl import checks
 from jcl.errors import InputError
 from jcl.losses import Measure
-from jcl.meta.episodes import over_episodes
+from jcl.meta.episodes import check_episodes, over_episodes
 
 
 def accuracy(meta_loss: Callable[..., Any]) -> Measure:
@@ -55,7 +55,8 @@ def deviation(measure: Measure) -> Callable[..., Any]:
     """(params, batch) -> the standard deviation of the measure over the batch's episodes.
 
     For `jcl.Experiment(probes={"deviation": ...})`, which takes it on a task's first test batch:
-    the 95 % interval of the mean of n episodes is 1.96 deviation / sqrt(n).
+    the 95 % interval of the mean of n episodes is 1.96 deviation / sqrt(n). Episodes whose queries
+    do not count, as those that fill a last batch, are left out.
 
     Args:
         measure: of episodes, such as `accuracy`.
@@ -70,14 +71,17 @@ def deviation(measure: Measure) -> Callable[..., Any]:
 
         def one(episode, key):
             total, count = measure.function(params, jax.tree.map(lambda leaf: leaf[None], episode))
-            return total / count
+            return total / jnp.maximum(count, 1e-9), count > 0
 
-        return jnp.std(over_episodes(one, batch, None, "map"), ddof=1)
+        values, real = over_episodes(one, batch, None, "map")
+        mean = jnp.mean(values, where=real)
+        return jnp.sqrt(jnp.sum((values - mean) ** 2, where=real) / (real.sum() - 1))
 
     return probe
 
 
 def _answers(meta_loss: Callable[..., Any], params: Any, batch: Any) -> Any:
+    check_episodes(batch)
     unlabelled = {name: leaf for name, leaf in batch.items() if name not in ("targets", "mask")}
     return meta_loss(params, unlabelled, None)[1]["logits"]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jcl import checks
-from jcl.losses import OF_TOKENS, classify, outputs
+from jcl.losses import HIDDEN, OF_TOKENS, mask_labels, of_labels, outputs
 from jcl.meta.episodes import divided, over_episodes, without_batch_statistics
 
 
@@ -56,11 +56,16 @@ def prototypes(
             }
             with without_batch_statistics(support):
                 hidden = outputs(features, params, both, key)
-            known, asked = jnp.split(hidden, [member.shape[0]])
-            means = member.T @ known / jnp.maximum(count, 1.0)[:, None]
+            given, asked = jnp.split(hidden, [member.shape[0]])
+            means = member.T @ given / jnp.maximum(count, 1.0)[:, None]
             distance = jnp.sum((asked[:, None] - means) ** 2, axis=-1)
-            logits = jnp.where(count > 0, -distance, -1e9)
-            return classify(lambda *_, **__: logits)(params, queries, key)
+            known = jnp.broadcast_to(count > 0, distance.shape)
+            # Below any distance, however large the features.
+            farthest = jax.lax.stop_gradient(distance.max(axis=-1, keepdims=True))
+            logits = jnp.where(known, -distance, HIDDEN - 2 * farthest)
+            if "targets" in queries:
+                return of_labels(logits, queries, ~known)
+            return jnp.zeros(()), {"logits": mask_labels(logits, queries.get("label_mask"))}
 
         values, aux = over_episodes(one, batch, key, over)
         return jnp.mean(values), {"logits": aux["logits"], "losses": values}

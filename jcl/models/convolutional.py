@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jcl import checks
+from jcl.errors import InputError
 from jcl.models.layers import over_rows
 from jcl.models.model import Model, classifier
 
@@ -42,6 +43,12 @@ class ConvolutionalConfig:
             checks.whole("ConvolutionalConfig", field, getattr(self, field))
         known = ("batch", "instance", "none")
         checks.one_of("ConvolutionalConfig", "normalization", self.normalization, known)
+        if self.normalization == "instance" and max(self.height, self.width) <= 2**self.blocks:
+            raise InputError(
+                f"ConvolutionalConfig: {self.blocks} blocks make one pixel of {self.height} x "
+                f'{self.width}, whose normalization by "instance" is 0 whatever it is: take fewer '
+                "blocks, or another normalization."
+            )
 
 
 def convolutional(config: ConvolutionalConfig) -> Model:

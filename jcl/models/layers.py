@@ -91,7 +91,7 @@ def _spread(row: jax.Array, rows: int) -> jax.Array:
 
 def _rows_of_part(rows: int) -> int:
     """The largest divisor that is not above the root."""
-    return next(part for part in range(math.isqrt(rows), 0, -1) if rows % part == 0)
+    return next(part for part in range(math.isqrt(rows) or 1, 0, -1) if rows % part == 0)
 
 
 # Backward passes by hand, since autodiff of the plain formulas keeps and passes over more
