@@ -326,6 +326,7 @@ def test_every_method_of_the_continual_config_can_be_traced(continual, monkeypat
         ("inner_rate", {"method": "oml", "phase": "test"}),
         ("rate", {"method": "nearest_class_mean", "phase": "test"}),
         ("start", {"method": "scratch", "phase": "test"}),
+        ("memory", {"method": "anml", "phase": "test"}),
     ):
         with pytest.raises(InputError, match=f"--{field}: the phase .* has none"):
             continual.build(continual.Config(**refused, **{field: 0.0}))
@@ -424,6 +425,11 @@ def test_texts_of_other_domains_are_tested(intents, monkeypatch):
             set(names[:2]), set(names[:2]), set(names[2:4]), set(names[2:4]),
         ]  # fmt: skip
     assert set(jcl.models.wrapping.shapes(experiment.model)["lora"]) == {"layer_1", "layer_2"}
+
+
+def test_prototypes_have_no_inner_rate(intents):
+    with pytest.raises(InputError, match="--inner_rate: prototypes has no inner loop"):
+        intents.build(intents.Config("prototypes", inner_rate=0.1))
 
 
 @pytest.mark.slow

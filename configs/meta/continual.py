@@ -54,7 +54,7 @@ class Config:
     inner_rate: float | None = None  # of oml's and anml's phase train; by default INNER_RATES
     rate: float | None = None  # of the phases validate and test; by default RATES
     filters: int = 64
-    memory: int = 500  # drawings that er stores
+    memory: int | None = None  # drawings that er stores, by default 500
     seed: int = 0
 
 
@@ -72,7 +72,7 @@ def network(config, classes):
 
 
 def refuse_unused(config, *used):
-    for field in ("start", "inner_rate", "rate"):
+    for field in ("start", "inner_rate", "rate", "memory"):
         if field not in used and getattr(config, field) is not None:
             raise jcl.InputError(
                 f"--{field}: the phase {config.phase} of {config.method} has none, leave it out."
@@ -128,7 +128,7 @@ def train(config):
 
 
 def test(config):
-    own = {"scratch": ["rate"], "nearest_class_mean": ["start"]}
+    own = {"scratch": ["rate"], "nearest_class_mean": ["start"], "er": ["start", "rate", "memory"]}
     refuse_unused(config, *own.get(config.method, ["start", "rate"]))
     source, split = drawings(config.source)
     classes = split.validation if config.phase == "validate" else split.test
@@ -142,7 +142,7 @@ def test(config):
     means = jcl.nearest_class_mean(model.features, len(classes))
     parts = {
         "scratch": [step],
-        "er": [jcl.replay(config.memory, 10), step],
+        "er": [jcl.replay(500 if config.memory is None else config.memory, 10), step],
         "nearest_class_mean": [jcl.freeze("*"), means],
     }.get(config.method, [jcl.only("head/*", step), jcl.freeze("*", but="head/*")])
     return jcl.Experiment(

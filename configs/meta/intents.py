@@ -52,6 +52,8 @@ class Config:
 def build(config: Config) -> jcl.Experiment:
     if config.seed == TEST_SEED:
         raise jcl.InputError(f"--seed {TEST_SEED} draws the test's episodes: take another.")
+    if config.method not in INNER_RATES and config.inner_rate is not None:
+        raise jcl.InputError(f"--inner_rate: {config.method} has no inner loop, leave it out.")
     stream, model = texts(config.length), encoder()
     last = [f"layer_{layer}/*" for layer in range(model.config.layers)[-2:]]
     model = jcl.models.lora(model, 8, 16.0, last)

@@ -45,8 +45,9 @@ def build(config: Config) -> jcl.Experiment:
     if config.method == "joint" and config.inner_steps is not None:
         raise jcl.InputError("--inner_steps: joint is trained without any, leave it out.")
     for field in ("inner_rate", "rate"):
-        if not 0 < (1 if (value := getattr(config, field)) is None else value) < float("inf"):
-            raise jcl.InputError(f"--{field} {value}: a rate is a number above 0.")
+        value = getattr(config, field)
+        if value is not None and not 0 <= value < float("inf"):
+            raise jcl.InputError(f"--{field} {value}: a rate is a number from 0.")
     rate, steps = config.rate, config.inner_steps
     model = jcl.models.mlp(jcl.models.MLPConfig(inputs=1, hidden=(40, 40), classes=1))
     loss_fn = jcl.losses.squared_error(model.apply)
