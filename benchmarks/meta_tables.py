@@ -187,11 +187,10 @@ TABLES = {
         f"`{SCRATCH}` is maml's model before its training. A mean over sines hangs on any one that "
         "the inner steps throw off, which ten steps on five points now and then do. One seed alone "
         "on two idle cores (jax 0.10.2, 2026-11-27; aim 60 s), from the command to its end: maml "
-        "78 s, fomaml 55, anil 37, meta_sgd 88, reptile 102, joint 37; nine of them are the "
-        "start and compiling. Maml's compiled step took 0.6 ms by itself, and 0.8 where all "
-        "threads share one heap, as in `jcl run` (jcl/allocator.py). Of reptile's 1.0 ms by itself "
-        "the products of 25 weight gradients take about half: 40 x 10 by 10 x 40 in 0.09 ms, 9 "
-        "GFLOP/s, five times a step.",
+        "64 s, fomaml 45, anil 30, meta_sgd 71, reptile 97, joint 29; with XLA's pool of a single "
+        "thread (`--cpu-threads 1`) maml 44, meta_sgd 60, reptile 66: it alone misses the aim. Of reptile's 1.0 ms a step by itself on two "
+        "threads the products of 25 weight gradients take about half: 40 x 10 by 10 x 40 in 0.09 "
+        "ms, 9 GFLOP/s, five times a step.",
         sinusoids(), 3, (*STATED, "wall time", "commit"), by_task,
     ),
     "omniglot": Table(
@@ -386,9 +385,7 @@ def write_page():
         "# Meta-learning",
         "",
         "Fast adaptation to new tasks of few examples. Wall time is that of all seeds of a row "
-        "together; in the rows of commits 22c02700 and f7ea6d7e it was taken beside other work and "
-        "with pauses, and is no measure; where a GPU is named, a dozen runs shared it (Python "
-        "3.12.3, jax 0.11.2), and the dense Reptile ran on one core beside it, of an Intel Xeon.",
+        "together; where a GPU is named, a dozen runs shared it (Python 3.12.3, jax 0.11.2).",
         "",
         "Written by `make meta`, which goes on where it was stopped and stops after 90 minutes; a "
         "row that was not run says so, and a row whose run folder was not there stands as it was "

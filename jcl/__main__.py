@@ -83,6 +83,8 @@ class RunOptions:
         cpu_devices: devices that a CPU passes for, over which seeds, or else batches, are dealt
             out; by default as many as the mesh has, else enough for several replicas to occupy
             every core, 1 for one replica or where they are not dealt out.
+        cpu_threads: that XLA computes with on a CPU, by default one for every core. A small model's
+            step is quicker with 1; other numbers may give other bits.
         mesh: how the devices are arranged: data=8 splits batches and memories, data=4,fsdp=2 the
             params and all that is as large as well, tensor=2 the matmuls; by default all on data.
         deterministic: ask XLA for kernels that give the same bits at every run on a GPU; on a CPU
@@ -104,6 +106,7 @@ class RunOptions:
     save_minutes: float = 5.0
     keep: int = 2
     cpu_devices: int | None = None
+    cpu_threads: int | None = None
     mesh: str | None = None
     deterministic: bool = False
     coordinator: str | None = None
@@ -236,6 +239,7 @@ def _run(arguments: list[str]) -> None:
     path, module, parsed = _parsed("run", arguments, RunOptions)
     options = dataclasses.asdict(parsed.options)
     options["grid"] = grid.read(module.Config, parsed.options.grid)
+    _set_cpu_threads(options.pop("cpu_threads"))
     if options.pop("deterministic"):
         _set_deterministic()
     processes = hosts.join(*(options.pop(name) for name in ("coordinator", "processes", "process")))
@@ -375,14 +379,26 @@ def _set_cpu_devices(asked: int | None, seeds: int, mesh: str | None, processes:
             ) from error
 
 
-def _set_deterministic() -> None:
-    """The flag is read when JAX is first used."""
+def _set_cpu_threads(asked: int | None) -> None:
+    """XLA reads the environment's NPROC when JAX is first used."""
+    if asked is not None:
+        number = checks.whole("jcl run", "--cpu-threads", asked)
+        _check_not_in_use("--cpu-threads")
+        os.environ["NPROC"] = str(number)
+
+
+def _check_not_in_use(option: str) -> None:
     try:
         jax.config.update("jax_num_cpu_devices", jax.config.values["jax_num_cpu_devices"])
     except RuntimeError as error:
         raise InputError(
-            "--deterministic: JAX is in use already; let the config use JAX in build(config) only."
+            f"{option}: JAX is in use already; let the config use JAX in build(config) only."
         ) from error
+
+
+def _set_deterministic() -> None:
+    """The flag is read when JAX is first used."""
+    _check_not_in_use("--deterministic")
     flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_deterministic_ops=true"])
 

@@ -92,7 +92,7 @@ def describe(
         },
         "mesh": mesh,
         "replicas": replicas,
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": _threads(),
         "flags": {
             name: value
             for name, value in sorted(os.environ.items())
@@ -100,6 +100,12 @@ def describe(
         },
         "git_commit": _git_commit(config_file.parent),
     }
+
+
+def _threads() -> int:
+    """Those that XLA computes with on a CPU: NPROC's number, else one for every core."""
+    told = os.environ.get("NPROC", "")
+    return int(told) if told.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def as_json(config: Any) -> Any:

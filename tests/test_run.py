@@ -268,6 +268,32 @@ def test_seeds_dealt_out_over_devices_resume_bitwise(tmp_path):
     assert metric_lines(broken) == metric_lines(straight)
 
 
+def test_the_threads_are_as_many_as_were_asked_for(tmp_path):
+    arguments = ("--out", tmp_path / "run", "--epochs", "1", "--cpu-threads", "1")
+    assert command(*arguments).returncode == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == 1
+    # XLA's documentation does not have the variable.
+    code = (
+        "import glob, os; os.environ['NPROC'] = '3'\n"
+        "import jax.numpy as jnp; (jnp.ones((9, 9)) @ jnp.ones((9, 9))).block_until_ready()\n"
+        "print([open(f).read()[:7] for f in glob.glob('/proc/self/task/*/comm')].count('tf_XLAE'))"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert shown.stdout.strip() == "3"
+
+
+@pytest.mark.parametrize(("number", "says"), [("0", "--cpu-threads"), ("1", "JAX is in use")])
+def test_threads_that_cannot_be_had_are_refused(number, says, tmp_path, capsys):
+    jax.devices()
+    arguments = ("--cpu-threads", number, "--out", str(tmp_path / "run"))
+    assert main(["run", str(TINY), *arguments]) == 1
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluated_at_the_end_alone(finished, tmp_path):
     assert command("--out", tmp_path / "run", "--evaluate", "end").returncode == 0
     report, whole = read(tmp_path / "run"), read(finished)
