@@ -188,9 +188,9 @@ TABLES = {
         "the inner steps throw off, which ten steps on five points now and then do. One seed alone "
         "on two idle cores (jax 0.10.2, 2026-11-27; aim 60 s), from the command to its end: maml "
         "64 s, fomaml 45, anil 30, meta_sgd 71, reptile 97, joint 29; with XLA's pool of a single "
-        "thread (`--cpu-threads 1`) maml 44, meta_sgd 60, reptile 66: it alone misses the aim. Of reptile's 1.0 ms a step by itself on two "
-        "threads the products of 25 weight gradients take about half: 40 x 10 by 10 x 40 in 0.09 "
-        "ms, 9 GFLOP/s, five times a step.",
+        "thread (`--cpu-threads 1`) maml 44, meta_sgd 60, reptile 66: it alone misses the aim. Of "
+        "reptile's 1.0 ms a step by itself on two threads the products of 25 weight gradients take "
+        "about half: 40 x 10 by 10 x 40 in 0.09 ms, 9 GFLOP/s, five times a step.",
         sinusoids(), 3, (*STATED, "wall time", "commit"), by_task,
     ),
     "omniglot": Table(
