@@ -13,7 +13,7 @@ demo: .venv/demo
 	$(BIN)/jcl report runs/quickstart/naive runs/quickstart/replay_ewc
 
 test: .venv/test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --durations 30
 
 test-all: .venv/test
 	JCL_ALL_TESTS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup

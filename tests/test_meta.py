@@ -143,6 +143,9 @@ def test_implicit_gradient_equals_one_by_hand():
     phi = (a * y + strength * 0.3) / (a * a + strength)
     expected = np.mean(b * (b * phi - target) / (1 + a * a / strength))
     np.testing.assert_allclose(gradient(meta_loss, THETA, POINTS)["theta"], expected, rtol=1e-4)
+    held = {name: np.asarray(leaf) for name, leaf in POINTS.items()}
+    of = jax.jit(jax.grad(lambda theta: meta_loss(theta, held, None)[0]))
+    np.testing.assert_allclose(of(THETA)["theta"], expected, rtol=1e-4)
 
 
 def test_implicit_gradient_of_a_model_with_backward_passes_of_its_own():

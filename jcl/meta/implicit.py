@@ -89,6 +89,8 @@ def implicit_maml(
             key_inner, key_outer = split(key, 2)
             return loss_fn(fitted(params, support, key_inner), queries, key_outer)
 
+        # Numpy arrays cannot be constants of a custom derivative.
+        batch = jax.tree.map(jnp.asarray, batch)
         values, aux = over_episodes(one, batch, key, over)
         return jnp.mean(values), {"logits": aux["logits"], "losses": values}
 
