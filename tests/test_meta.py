@@ -169,34 +169,29 @@ def test_implicit_gradient_of_a_model_with_backward_passes_of_its_own():
     assert np.abs(found - plain).max() > 0.01 * np.abs(plain).max()
 
 
+# The means are (1, 0) and (0, 4); the third class has none.
+SCALED = lambda params, inputs, key=None: inputs * params
+CORNERS = {
+    "support_inputs": np.float32([[[0, 0], [2, 0], [0, 4]]]),
+    "support_targets": np.int32([[0, 0, 1]]),
+    "inputs": np.float32([[[1, 1]]]),
+    "targets": np.int32([[1]]),
+}
+
+
 def test_prototypes_of_large_features():
-    features = lambda params, inputs, key=None: inputs * params
-    batch = {
-        "support_inputs": np.float32([[[0, 0], [2, 0], [0, 4]]]),
-        "support_targets": np.int32([[0, 0, 1]]),
-        "inputs": np.float32([[[1, 1]]]),
-        "targets": np.int32([[1]]),
-    }
-    meta_loss = jcl.prototypes(features, ways=3)
-    value, aux = meta_loss(jnp.float32(1e5), batch, None)
+    meta_loss = jcl.prototypes(SCALED, ways=3)
+    value, aux = meta_loss(jnp.float32(1e5), CORNERS, None)
     np.testing.assert_allclose(value, 9e10, rtol=1e-5)
     assert list(np.argsort(aux["logits"][0, 0])) == [2, 1, 0]
     # A class without support has nothing to be learned from.
-    assert meta_loss(jnp.float32(1.0), {**batch, "targets": np.int32([[2]])}, None)[0] == 0
+    assert meta_loss(jnp.float32(1.0), {**CORNERS, "targets": np.int32([[2]])}, None)[0] == 0
 
 
 def test_prototypes_by_hand():
-    features = lambda params, inputs, key=None: inputs * params
-    batch = {
-        "support_inputs": np.float32([[[0, 0], [2, 0], [0, 4]]]),
-        "support_targets": np.int32([[0, 0, 1]]),
-        "inputs": np.float32([[[1, 1]]]),
-        "targets": np.int32([[1]]),
-    }
     for over in ("vmap", "map"):
-        meta_loss = jcl.prototypes(features, ways=3, over=over)
-        value, aux = meta_loss(jnp.float32(1.0), batch, None)
-        # The means are (1, 0) and (0, 4); the third class has none.
+        meta_loss = jcl.prototypes(SCALED, ways=3, over=over)
+        value, aux = meta_loss(jnp.float32(1.0), CORNERS, None)
         np.testing.assert_allclose(aux["logits"][0, 0, :2], [-1, -10])
         assert aux["logits"][0, 0, 2] < -1e8
         np.testing.assert_allclose(value, np.log(1 + np.exp(9.0)), rtol=1e-5)
