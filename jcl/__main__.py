@@ -388,8 +388,10 @@ def _set_cpu_threads(asked: int | None) -> None:
 
 
 def _check_not_in_use(option: str) -> None:
+    devices = jax.config.values["jax_num_cpu_devices"]
     try:
-        jax.config.update("jax_num_cpu_devices", jax.config.values["jax_num_cpu_devices"])
+        jax.config.update("jax_num_cpu_devices", devices + 2)  # which JAX refuses from then on
+        jax.config.update("jax_num_cpu_devices", devices)
     except RuntimeError as error:
         raise InputError(
             f"{option}: JAX is in use already; let the config use JAX in build(config) only."

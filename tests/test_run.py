@@ -278,18 +278,24 @@ def test_the_threads_are_as_many_as_were_asked_for(tmp_path):
         "import jax.numpy as jnp; (jnp.ones((9, 9)) @ jnp.ones((9, 9))).block_until_ready()\n"
         "print([open(f).read()[:7] for f in glob.glob('/proc/self/task/*/comm')].count('tf_XLAE'))"
     )
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert shown.stdout.strip() == "3"
 
 
-@pytest.mark.parametrize(("number", "says"), [("0", "--cpu-threads"), ("1", "JAX is in use")])
-def test_threads_that_cannot_be_had_are_refused(number, says, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        (["--cpu-threads", "0"], "at least 1"),
+        (["--cpu-threads", "1"], "--cpu-threads: JAX is in use"),
+        (["--deterministic"], "--deterministic: JAX is in use"),
+    ],
+)
+def test_what_is_set_before_jax_is_used_is_refused_after(option, says, tmp_path, capsys):
     jax.devices()
-    arguments = ("--cpu-threads", number, "--out", str(tmp_path / "run"))
-    assert main(["run", str(TINY), *arguments]) == 1
+    assert main(["run", str(TINY), *option, "--out", str(tmp_path / "run")]) == 1
     assert says in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
