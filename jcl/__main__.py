@@ -84,7 +84,7 @@ class RunOptions:
             out; by default as many as the mesh has, else enough for several replicas to occupy
             every core, 1 for one replica or where they are not dealt out.
         cpu_threads: that XLA computes with on a CPU, by default one for every core. A small model's
-            step is quicker with 1; other numbers may give other bits.
+            step can be quicker with 1; other numbers may give other bits.
         mesh: how the devices are arranged: data=8 splits batches and memories, data=4,fsdp=2 the
             params and all that is as large as well, tensor=2 the matmuls; by default all on data.
         deterministic: ask XLA for kernels that give the same bits at every run on a GPU; on a CPU

@@ -11,8 +11,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
 def few_arenas() -> bool:
     """Has glibc keep a heap for every core and one more; to be called before JAX is first used.
 
-    With a single one the threads of XLA's pool wait for each other, which a small model's step
-    takes a third longer for, and the peak of GPT-2 small is no lower (docs/performance.md).
+    With a single one a small model's step takes longer (those of configs/meta/sinusoid.py 8 to
+    30 %), and the peak of GPT-2 small is no lower (docs/performance.md).
 
     Returns:
         Whether it took effect: nothing happens where the C library is another.

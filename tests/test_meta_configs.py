@@ -132,8 +132,8 @@ def test_what_a_method_has_no_use_for_is_refused_and_nothing_is_obeyed(omniglot,
         (omniglot, {"seed": 2**31}, "--seed 2147483648 draws the test's episodes"),
         (sinusoid, {"seed": 2**31}, "--seed 2147483648 draws the test's sines"),
         (sinusoid, {"method": "joint", "inner_steps": 1}, "--inner_steps: joint is trained"),
-        (sinusoid, {"inner_rate": -1.0}, "--inner_rate -1.0: a rate is a number from 0"),
-        (sinusoid, {"rate": float("nan")}, "--rate nan: a rate is a number from 0"),
+        (sinusoid, {"inner_rate": -1.0}, r"--inner_rate=-1.0\): a number in"),
+        (sinusoid, {"rate": float("nan")}, r"--rate=nan\): a number in"),
         (omniglot, {"method": "anil", "inner_rate": 0.1}, "--inner_rate: anil has its own"),
     ):
         source = {"source": "glyphs"} if module is omniglot else {}

@@ -21,6 +21,7 @@ import numpy as np
 import optax
 
 import jcl
+from jcl import checks
 
 SHOTS, STEPS = (5, 10, 20), (1, 5, 10)
 LARGEST = 100.0  # squared error: 5 in place of -5
@@ -45,9 +46,8 @@ def build(config: Config) -> jcl.Experiment:
     if config.method == "joint" and config.inner_steps is not None:
         raise jcl.InputError("--inner_steps: joint is trained without any, leave it out.")
     for field in ("inner_rate", "rate"):
-        value = getattr(config, field)
-        if value is not None and not 0 <= value < float("inf"):
-            raise jcl.InputError(f"--{field} {value}: a rate is a number from 0.")
+        if (value := getattr(config, field)) is not None:
+            checks.number("sinusoid", f"--{field}", value)
     rate, steps = config.rate, config.inner_steps
     model = jcl.models.mlp(jcl.models.MLPConfig(inputs=1, hidden=(40, 40), classes=1))
     loss_fn = jcl.losses.squared_error(model.apply)

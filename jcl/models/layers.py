@@ -67,9 +67,9 @@ def over_rows(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 # Sums and broadcasts as matmuls by ones, so that their gradients are such again: XLA's CPU
-# compiler joins a sum over the rows with what comes before it, and the gradient then takes some
-# five times as long. By parts, since a matmul adds up one after the other: the rounding errors of
-# 4,900 rows in a row, of means that nearly cancel, were up to 5 % of a second-order gradient.
+# compiler joins a sum over the rows with what comes before it, and the gradient then takes several
+# times as long. By parts, since a matmul adds up one after the other: with thousands of rows in one
+# go the rounding errors were up to 5 % of MAML's second-order gradient.
 def _total(x: jax.Array) -> jax.Array:
     """[..., rows, width] -> [..., 1, width]."""
     *leading, rows, width = x.shape
